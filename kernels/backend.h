@@ -1,0 +1,80 @@
+// Backend: a device that holds memory and runs ops. Start here, then ops.h for what each op computes.
+//
+// Thread-safety: one thread (the engine's) calls a Backend; a Backend may use threads of its own
+// inside an op. Every op is complete, and its results visible, after Synchronize(); on the CPU each
+// op is complete when it returns.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "kernels/dtype.h"
+#include "kernels/ops.h"
+
+namespace vivarium::kernels {
+
+// What one Backend is made with.
+struct BackendOptions {
+  // CPU worker threads, the caller included. 0 = one per available core. At most kMaxThreads.
+  int num_threads = 0;
+  // CPU instruction-set path: "" = the best that this processor has, else exactly one of
+  // "portable", "avx2", "avx512" (AVX-512 F/BW/VL/DQ + AVX512-BF16).
+  std::string isa;
+};
+
+inline constexpr int kMaxThreads = 256;
+
+// A weight matrix W [rows, cols] in the backend's own packed layout, made by Backend::Pack.
+// Owned by whoever holds it; must not outlive its Backend.
+class PackedMatrix {
+ public:
+  virtual ~PackedMatrix() = default;
+  virtual int64_t rows() const = 0;
+  virtual int64_t cols() const = 0;
+  virtual DType dtype() const = 0;     // kBF16 or kF32
+  virtual size_t bytes() const = 0;    // device memory held
+};
+
+class Backend {
+ public:
+  // device: "cpu" ("cuda:N" where a CUDA backend is built in). Returns null and sets *error (never
+  // null) to a sentence that names the offending value when the device or an option is unknown or
+  // not available on this machine.
+  static std::unique_ptr<Backend> Create(std::string_view device, const BackendOptions& options,
+                                         std::string* error);
+  virtual ~Backend() = default;
+
+  virtual std::string_view device() const = 0;  // "cpu"
+  virtual std::string_view isa() const = 0;     // "portable", "avx2", "avx512"
+  virtual int num_threads() const = 0;
+  // Identifies everything that decides the low bits of results, but the weight dtype:
+  // "cpu-avx2-v1" = device, instruction-set path, kernel version. Never depends on num_threads.
+  virtual std::string numerics_name() const = 0;
+
+  // Device memory, aligned to 64 bytes, zeroed. Null when there is none left. Free(nullptr) is legal.
+  virtual void* Allocate(size_t bytes) = 0;
+  virtual void Free(void* device_ptr) = 0;
+  virtual void CopyToDevice(void* device_dst, const void* host_src, size_t bytes) = 0;
+  virtual void CopyToHost(void* host_dst, const void* device_src, size_t bytes) = 0;
+  virtual void CopyOnDevice(void* device_dst, const void* device_src, size_t bytes) = 0;
+  virtual void Zero(void* device_ptr, size_t bytes) = 0;
+  virtual void Synchronize() = 0;
+
+  // Packs host matrix `w` [rows, cols], row-major, of dtype `from` (f32, bf16, f16), to `to` (bf16:
+  // round to nearest even; f32). Null when memory runs out.
+  virtual std::unique_ptr<PackedMatrix> Pack(const void* w, DType from, int64_t rows, int64_t cols,
+                                             DType to) = 0;
+
+  // The ops: documented with their params structs in ops.h.
+  virtual void EmbeddingGather(const EmbeddingGatherParams& params) = 0;
+  virtual void RmsNorm(const RmsNormParams& params) = 0;
+  virtual void Linear(const LinearParams& params) = 0;
+  virtual void CausalConv1d(const CausalConv1dParams& params) = 0;
+  virtual void SelectiveScan(const SelectiveScanParams& params) = 0;
+  virtual void GatherRows(const GatherRowsParams& params) = 0;
+};
+
+}  // namespace vivarium::kernels

@@ -1,0 +1,142 @@
+// The ops: one params struct per op is its whole interface and its documentation.
+//
+// Conventions. All pointers are device memory of the Backend that runs the op, never null unless
+// said so, owned by the caller, and must stay valid until the op is complete. Activations are f32,
+// token-major [num_tokens, channels]; a `*_stride` is the distance between tokens in elements, so
+// that an op can read a column slice of a wider matrix. No op writes outside the rows and columns
+// named. Sizes are checked at the model's load; ops only assert them.
+//
+// Batches are flat ("packed varlen"): the rows of all sequences of one step one after the other, cut
+// by Segments. The arithmetic of a row, and its order, never depends on what else is in the batch,
+// on how a sequence was cut into segments, on its slot, or on the number of threads: bits agree.
+//
+// States live in a slot pool: `states` points at this layer's part of slot 0, slot s begins at
+// states + s * slot_stride elements.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/dtype.h"
+
+namespace vivarium::kernels {
+
+class PackedMatrix;
+
+inline constexpr int32_t kPadSlot = -1;
+// Channels per tile of the SSM state layout [ceil(d_inner/16)][d_state][16].
+inline constexpr int32_t kChannelTile = 16;
+
+// A run of consecutive tokens of one sequence: rows [token_begin, token_begin + num_tokens).
+// num_tokens >= 1. Segments of one batch don't overlap, and no write_slot occurs twice nor is read
+// by another segment.
+struct Segment {
+  int32_t token_begin;
+  int32_t num_tokens;
+  int32_t read_slot;   // state before the first token; kPadSlot = the zero state
+  int32_t write_slot;  // receives the state after the last token; kPadSlot = not kept
+};
+
+// out[t, :] = table[token_ids[t], :], widened to f32.
+struct EmbeddingGatherParams {
+  const void* table;         // [vocab, d_model] row-major, dtype table_dtype (f32 or bf16)
+  DType table_dtype;
+  int64_t vocab_size;        // rows of table; 0 <= token_ids[t] < vocab_size
+  const int32_t* token_ids;  // [num_tokens]
+  float* out;                // [num_tokens, d_model]
+  int64_t num_tokens;
+  int64_t d_model;
+};
+
+// "Add -> Norm" of the block (mamba_ssm modules/block.py; KERNELS: RMSNorm, Zhang & Sennrich 2019):
+//   residual[t, :] += x[t, :]                                            (when residual is given)
+//   v = residual given ? residual[t, :] : x[t, :]
+//   out[t, c] = v[c] / sqrt(mean(v^2) + eps) * (weight ? weight[c] : 1)
+// The mean is summed in one fixed order. out may be x (in place) when residual is null.
+// With x null and residual given: plain norm of the residual.
+struct RmsNormParams {
+  const float* x;       // [num_tokens, channels] stride x_stride; null: nothing to add
+  int64_t x_stride;
+  float* residual;      // [num_tokens, channels] contiguous, updated; may be null
+  const float* weight;  // [channels]; null: weightless (Falcon-Mamba's B, C, dt norms)
+  float* out;           // [num_tokens, channels] stride out_stride
+  int64_t out_stride;
+  float eps;
+  int64_t num_tokens;
+  int64_t channels;
+};
+
+// out[t, n] = sum_k x[t, k] * weight[n, k] + (bias ? bias[n] : 0).
+// One accumulator per output, k in increasing order, whatever num_tokens is (batch invariance).
+// Weights bf16: products of bf16 weight (exact in f32) and activation; the avx512 path rounds the
+// activations to bf16 first (vdpbf16ps), the others don't: that is part of the numerics name.
+struct LinearParams {
+  const float* x;  // [num_tokens, weight->cols()] stride x_stride
+  int64_t x_stride;
+  const PackedMatrix* weight;  // [rows, cols]
+  const float* bias;           // [rows]; may be null
+  float* out;                  // [num_tokens, weight->rows()] stride out_stride; not x
+  int64_t out_stride;
+  int64_t num_tokens;
+};
+
+// Depthwise causal convolution with SiLU over each segment (causal-conv1d's causal_conv1d_fn and
+// _update; Mamba paper, section 3.4):
+//   out[t, c] = silu( bias[c] + sum_{j < width} weight[j, c] * x[t - (width-1) + j, c] )
+// where inputs before the segment come from the state: the last width-1 inputs, oldest first.
+// Writes the state after the segment's last token to write_slot. out may be x.
+struct CausalConv1dParams {
+  const float* x;  // [num_tokens, channels] stride x_stride
+  int64_t x_stride;
+  const float* weight;  // [width, channels] (time-major: row width-1 meets the current token)
+  const float* bias;    // [channels]; may be null
+  float* states;        // per slot [width-1, channels] f32, time-major, oldest first
+  int64_t slot_stride;  // in floats
+  float* out;           // [num_tokens, channels] stride out_stride
+  int64_t out_stride;
+  const Segment* segments;  // [num_segments], host memory
+  int64_t num_segments;
+  int64_t channels;
+  int32_t width;  // 1 .. kMaxConvWidth
+};
+inline constexpr int32_t kMaxConvWidth = 16;
+
+// Selective scan, Mamba-1 (Gu & Dao 2023, Algorithm 2; selective_scan_ref of state-spaces/mamba),
+// with the step of selective_state_update: prefill, chunked prefill and decode share one function.
+//   d      = softplus(dt[t, c] + dt_bias[c])              softplus(v) = v > 20 ? v : log1p(exp(v))
+//   h[c,n] = exp(d * a[c, n]) * h[c, n] + (d * x[t, c]) * b[t, n]
+//   y[t,c] = (sum_n c[t, n] * h[c, n] + d_skip[c] * x[t, c]) * silu(z[t, c])
+// The sum over n has one fixed order.
+struct SelectiveScanParams {
+  const float* x;  // [num_tokens, channels] stride x_stride: after the convolution
+  int64_t x_stride;
+  const float* z;  // [num_tokens, channels] stride z_stride: gate
+  int64_t z_stride;
+  const float* dt;  // [num_tokens, channels] stride dt_stride: before bias and softplus
+  int64_t dt_stride;
+  const float* b;  // [num_tokens, d_state] stride bc_stride
+  const float* c;  // [num_tokens, d_state] stride bc_stride
+  int64_t bc_stride;
+  const float* a;        // [ceil(channels/16)][d_state][16]: A = -exp(A_log), padded lanes 0
+  const float* dt_bias;  // [channels]
+  const float* d_skip;   // [channels]
+  float* states;         // per slot [ceil(channels/16)][d_state][16] f32; padded lanes stay 0
+  int64_t slot_stride;   // in floats
+  float* y;              // [num_tokens, channels] stride y_stride; may be x or z
+  int64_t y_stride;
+  const Segment* segments;  // [num_segments], host memory
+  int64_t num_segments;
+  int64_t channels;
+  int32_t d_state;  // 1 .. kMaxStateSize
+};
+inline constexpr int32_t kMaxStateSize = 256;
+
+// out[i, :] = x[row_index[i], :].
+struct GatherRowsParams {
+  const float* x;            // [*, channels] contiguous
+  const int32_t* row_index;  // [num_rows], host memory
+  float* out;                // [num_rows, channels] contiguous; not x
+  int64_t num_rows;
+  int64_t channels;
+};
+
+}  // namespace vivarium::kernels
