@@ -1,0 +1,66 @@
+// Model: the forward pass of a language model over a flat batch of tokens.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+#include "engine/checkpoint/checkpoint.h"
+#include "engine/checkpoint/model_config.h"
+#include "engine/runtime/state.h"
+#include "kernels/backend.h"
+
+namespace vivarium::engine {
+
+// How weight matrices are held and multiplied: kAuto = bf16 when the file's are 16-bit, else f32.
+enum class WeightFormat : uint8_t { kAuto = 0, kBF16 = 1, kF32 = 2 };
+
+// One step's work: rows of all sequences one after the other, cut by segments (kernels/ops.h).
+struct Batch {
+  std::span<const int32_t> token_ids;          // [num_tokens], each in [0, padded_vocab_size)
+  std::span<const kernels::Segment> segments;  // cover the rows, in order
+  std::span<const int32_t> logit_rows;         // rows whose logits are wanted, increasing
+};
+
+struct ModelOptions {
+  WeightFormat weights = WeightFormat::kAuto;
+  int32_t max_batch_tokens = 512;  // rows of a Batch at most; sizes the activations
+  int32_t max_logit_rows = 512;    // logit_rows at most; sizes the logits buffer
+};
+
+// Holds the weights, packed for a backend, and the activations (allocated once, here).
+// Not thread-safe: one thread calls Forward. Must not outlive `backend`. Needs the Checkpoint only
+// during Load.
+class Model {
+ public:
+  // INVALID_ARGUMENT naming the tensor, the expected and the found shape; RESOURCE_EXHAUSTED with
+  // the arithmetic when memory runs out.
+  static absl::StatusOr<std::unique_ptr<Model>> Load(const Checkpoint& checkpoint,
+                                                     const ModelConfig& config,
+                                                     kernels::Backend* backend,
+                                                     const ModelOptions& options);
+  virtual ~Model() = default;
+
+  virtual const ModelConfig& config() const = 0;
+  virtual const StateLayout& state_layout() const = 0;
+  virtual kernels::Backend* backend() const = 0;
+  // Hex of a hash over the dimensions and every tensor's canonical name, dtype, shape and content:
+  // the same for both namings and both file formats of the same weights.
+  virtual std::string_view fingerprint() const = 0;
+  // Backend::numerics_name() + "-w" + weight dtype, e.g. "cpu-avx512-v1-wbf16".
+  virtual std::string_view numerics_id() const = 0;
+  virtual uint64_t weight_bytes() const = 0;      // device memory of weights
+  virtual uint64_t activation_bytes() const = 0;  // device memory of activations and logits
+  virtual int32_t max_batch_tokens() const = 0;
+
+  // Runs one step. `slots` is device memory: slot s of the pool begins at
+  // slots + s * state_layout().slot_bytes. Row i of the result is batch.logit_rows[i]'s logits,
+  // f32 [logit_rows.size(), padded_vocab_size], in device memory owned by the model and valid until
+  // the next call.
+  virtual const float* Forward(const Batch& batch, std::byte* slots) = 0;
+};
+
+}  // namespace vivarium::engine

@@ -1,0 +1,174 @@
+// Engine: continuous batching of many streams over one model. Start here for the runtime.
+//
+// One thread, the engine's, owns the model and the slot pool and runs at its own pace:
+//   drain the inbox -> plan (Scheduler) -> load/swap states -> forward -> sample -> accept -> emit.
+// Everybody else hands it values: requests in, events out through each stream's StreamSink.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "engine/runtime/sampling_params.h"
+#include "engine/runtime/state.h"
+
+namespace vivarium::engine {
+
+class Model;
+class Tokenizer;
+
+using StreamId = uint64_t;
+
+enum class FinishReason : uint8_t {
+  kStop = 0,       // end-of-sequence, stop id or stop string
+  kLength = 1,     // max_tokens reached
+  kCancelled = 2,  // Cancel()
+  kDeadline = 3,   // the request's deadline passed
+  kDrained = 4,    // Drain()
+  kError = 5,      // FinishInfo::status says what
+};
+
+// When states of a stream are handed out (any combination).
+struct SavePolicy {
+  bool at_end =
+      false;  // in FinishInfo::state: also on cancel, deadline and drain, at the point reached
+  bool at_prompt_end = false;  // before the prompt's last token is consumed: it is pending
+  uint32_t every_tokens = 0;   // at absolute positions that are multiples of it; 0 = off
+};
+
+struct StopCriteria {
+  bool ignore_eos = false;
+  std::vector<int32_t> stop_token_ids;    // at most kMaxStopTokenIds; act like end-of-sequence
+  std::vector<std::string> stop_strings;  // see TextStream; their tokens are consumed by the state
+};
+inline constexpr size_t kMaxStopTokenIds = 64;
+
+// Kinds of work: generating, or scoring given tokens.
+struct EngineRequest {
+  std::unique_ptr<StateSnapshot> source;  // null = the zero state
+  // Tokens to consume after the source's pending token. May be empty only with a source.
+  std::vector<int32_t> prompt;
+  // Score: log-probabilities of `prompt` are wanted (max_tokens must be 0). With a source, of all
+  // of prompt; without, of prompt[1..].
+  bool score = false;
+  SamplingParams sampling;
+  StopCriteria stop;
+  uint32_t max_tokens = 0;  // 0 = only consume the prompt, up to its last token, which is pending
+  uint32_t min_tokens = 0;  // end-of-sequence and stop ids can't be sampled before; <= max_tokens
+  int32_t num_top_logprobs = -1;  // -1 = no logprobs; 0 = the chosen token's; n = and the n best
+  SavePolicy save;
+  int32_t priority = 0;  // higher first; FIFO within a priority
+  absl::Time deadline = absl::InfiniteFuture();
+};
+
+struct TokenLogprob {
+  int32_t token_id;
+  float logprob;  // natural logarithm, of the softmax over the usable ids of the raw logits
+};
+
+// One generated token and what it adds to the text.
+struct TokenEvent {
+  int32_t token_id;
+  std::string text;  // text that became certain; may be empty, or cover earlier tokens
+  std::optional<TokenLogprob> logprob;
+  std::vector<TokenLogprob> top_logprobs;  // best first
+};
+
+struct StartedInfo {
+  absl::Duration queue_time;  // from Submit to the first plan that took the stream
+  uint64_t restored_tokens;   // the source's position: tokens that are not computed again
+  uint64_t prefill_tokens;    // tokens that will be consumed before the first sample
+};
+
+struct FinishInfo {
+  FinishReason reason;
+  absl::Status status;                   // not OK for kError only
+  std::string flushed_text;              // held-back text that no stop string took
+  std::string stop;                      // the stop string that matched, or ""
+  std::optional<int32_t> stop_token_id;  // the end-of-sequence or stop id that ended the stream
+  uint64_t restored_tokens;
+  uint64_t prefill_tokens;  // tokens really fed before the first sample (engine's counter)
+  uint64_t output_tokens;   // sampled tokens
+  uint64_t position;        // tokens consumed, the source's included
+  std::unique_ptr<StateSnapshot> state;  // when asked for and the stream ever ran
+  std::vector<TokenLogprob> scores;      // EngineRequest::score
+  absl::Duration prefill_time, decode_time;
+};
+
+// Where a stream's events go. Called by the engine's thread, never concurrently; must not block and
+// must not call the Engine, except Cancel. Order: OnStarted at most once, then OnTokens and
+// OnSnapshot, then OnFinished exactly once. Destroyed after OnFinished, on the engine's thread.
+class StreamSink {
+ public:
+  virtual ~StreamSink() = default;
+  virtual void OnStarted(const StartedInfo& info) = 0;
+  virtual void OnToken(TokenEvent event) = 0;
+  // at_prompt_end and every_tokens snapshots. `transcript` covers the tokens since the stream's
+  // previous snapshot (else since the source).
+  virtual void OnSnapshot(std::unique_ptr<StateSnapshot> snapshot) = 0;
+  virtual void OnFinished(FinishInfo info) = 0;
+};
+
+struct EngineOptions {
+  int32_t max_slots = 8;           // device-resident states
+  int32_t max_live_streams = 256;  // running or swapped out; the host memory for swapped states is
+                                   // (max_live_streams) * slot_bytes at most
+  int32_t max_queued_streams = 1024;     // waiting; one more is RESOURCE_EXHAUSTED
+  int32_t max_num_batched_tokens = 512;  // rows of one step; <= the model's max_batch_tokens
+  int32_t prefill_chunk_tokens = 128;    // prompt tokens of one stream in one step
+  int32_t time_slice_tokens = 64;        // tokens that a stream keeps its slot for at least
+  uint32_t max_tokens_limit = 1 << 20;   // EngineRequest::max_tokens at most
+  size_t max_prompt_tokens = 1 << 20;    // EngineRequest::prompt at most
+};
+
+// Counters since Create (totals) and gauges. "No recomputation" is proved from these.
+struct EngineStats {
+  uint64_t steps = 0;
+  uint64_t consumed_tokens = 0;  // rows that went through the model
+  uint64_t prefill_tokens = 0;   // of these, given by clients (pending tokens of sources included)
+  uint64_t decode_tokens = 0;    // of these, sampled before
+  uint64_t output_tokens = 0;    // sampled
+  uint64_t restored_tokens = 0;  // positions of the sources
+  uint64_t swaps_out = 0, swaps_in = 0;
+  uint64_t finished_streams = 0, cancelled_streams = 0, rejected_streams = 0;
+  int32_t queued_streams = 0;  // gauges from here
+  int32_t live_streams = 0;
+  int32_t used_slots = 0;
+  int32_t max_slots = 0;
+  uint64_t slot_bytes = 0, pool_bytes = 0, host_swap_bytes = 0;
+};
+
+// Thread-safe. Destruction cancels what runs and joins the engine's thread; every sink has had its
+// OnFinished by then.
+class Engine {
+ public:
+  // `model` and `tokenizer` must outlive the engine; `tokenizer` may be null: then requests can
+  // have no stop strings and events no text. `identity` goes into every snapshot.
+  // RESOURCE_EXHAUSTED with the arithmetic when the slots don't fit memory; INVALID_ARGUMENT naming
+  // a bad option.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(Model* model, const Tokenizer* tokenizer,
+                                                        ModelIdentity identity,
+                                                        const EngineOptions& options);
+  virtual ~Engine() = default;
+
+  // Cheap, synchronous checks, then into the inbox. On error the sink is destroyed without a call.
+  // INVALID_ARGUMENT naming field, value and limit; FAILED_PRECONDITION, naming both sides, for a
+  // source of another model, tokenizer or layout; RESOURCE_EXHAUSTED when the queue is full;
+  // UNAVAILABLE when draining.
+  virtual absl::StatusOr<StreamId> Submit(EngineRequest request,
+                                          std::unique_ptr<StreamSink> sink) = 0;
+  // The stream finishes with kCancelled within two steps; no-op for an unknown or finished stream.
+  virtual void Cancel(StreamId id) = 0;
+  // No new streams from now on; those running go on until `deadline`, then finish with kDrained.
+  // Returns when all are finished.
+  virtual void Drain(absl::Time deadline) = 0;
+  virtual EngineStats Stats() const = 0;
+  virtual const EngineOptions& options() const = 0;
+};
+
+}  // namespace vivarium::engine

@@ -1,0 +1,183 @@
+// StateStore: durable, versioned, verified states; sessions that point at them; finished requests.
+// Start here for the store. A state is to a conversation what a commit is to a repository:
+// immutable, with a parent, addressed by id; a session is a branch name that points at one.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "engine/runtime/state.h"
+
+namespace vivarium::statestore {
+
+// "st_" + 26 characters of ULID in Crockford base32 (lower or upper case as StateId::New writes).
+using StateId = std::string;
+
+using Labels = std::map<std::string, std::string>;
+inline constexpr size_t kMaxLabels = 32;
+inline constexpr size_t kMaxLabelBytes = 128;        // each key and each value
+inline constexpr size_t kMaxSessionNameBytes = 128;  // [A-Za-z0-9._-]{1,128}
+inline constexpr size_t kMaxTenantBytes = 64;        // [a-z0-9-]{1,64}
+inline constexpr size_t kMaxRequestIdBytes = 128;
+inline constexpr int kMaxPageSize = 1000;
+inline constexpr size_t kDefaultHeadHistory = 8;  // heads that a session keeps from expiry
+
+// Everything about a state but its slot's bytes. The stored manifest has the checksums besides.
+struct StateManifest {
+  StateId id;
+  std::string tenant;
+  StateId parent_id;  // "" = none
+  engine::ModelIdentity identity;
+  engine::StateLayout layout;
+  uint64_t position = 0;
+  int32_t pending_token = 0;
+  engine::SamplingParams sampling;
+  std::vector<engine::TranscriptToken> recent_tokens;
+  std::string text_tail;
+  std::vector<engine::TranscriptToken> transcript;  // since the parent, see StateSnapshot
+  std::string session;                              // the session it was made in, "" = none
+  Labels labels;
+  bool pinned = false;
+  absl::Time created;
+  absl::Time expires = absl::InfiniteFuture();
+  uint64_t stored_bytes = 0;   // chunks, as stored
+  bool bytes_dropped = false;  // deleted or expired, kept for its descendants' history
+};
+
+struct SavedState {
+  StateManifest manifest;
+  engine::StateBuffer slot;
+};
+
+struct Session {
+  std::string tenant;
+  std::string name;
+  StateId head;
+  std::vector<StateId>
+      recent_heads;  // newest first, the head included; at most kDefaultHeadHistory
+  std::string etag;  // changes with every move of the head
+  absl::Time created;
+  absl::Time updated;
+};
+
+// A finished request, for idempotent retries.
+struct RequestRecord {
+  std::string request_id;
+  std::string request_hash;  // of the request's meaning: another one under the same id is refused
+  std::string result;        // opaque to the store
+  absl::Time expires;
+};
+
+// One atomic, durable change. States are written first (chunks), then everything else in one synced
+// batch: after OK all of it survives power loss; after an error none of it is visible.
+struct Commit {
+  std::string tenant;
+  struct NewState {
+    StateManifest manifest;           // id, tenant and created filled in by the caller
+    const engine::StateBuffer* slot;  // layout.slot_bytes bytes; borrowed during the call
+  };
+  std::vector<NewState> states;
+  struct HeadMove {
+    std::string session;
+    StateId head;
+    // "" = must not exist yet; "*" = whatever is there, or nothing; else must equal the etag.
+    std::string expected_etag;
+  };
+  std::optional<HeadMove> head_move;
+  std::optional<RequestRecord> request;
+};
+
+struct StateFilter {
+  Labels labels;        // all must match
+  std::string session;  // "" = any
+  StateId parent_id;    // "" = any
+  bool include_dropped = false;
+};
+
+template <typename T>
+struct Page {
+  std::vector<T> items;
+  std::string next_page_token;  // "" = this was the last
+};
+
+struct StateUpdate {
+  std::optional<Labels> labels;  // replaces all labels
+  std::optional<absl::Time> expires;
+  std::optional<bool> pinned;
+};
+
+struct StoreStats {
+  uint64_t num_states = 0;     // with bytes
+  uint64_t num_manifests = 0;  // dropped ones included
+  uint64_t num_sessions = 0;
+  uint64_t live_bytes = 0;  // chunks of the states with bytes, as stored
+  uint64_t disk_bytes = 0;  // what the store occupies on disk (0 for the in-memory store)
+};
+
+// Background faults and measurements, called from any thread; must not block nor call the store.
+class StoreEvents {
+ public:
+  virtual ~StoreEvents() = default;
+  virtual void OnCommit(absl::Duration latency, uint64_t bytes, const absl::Status& status) {}
+  virtual void OnLoad(absl::Duration latency, uint64_t bytes, const absl::Status& status) {}
+  virtual void OnFault(const absl::Status& status) {}
+  virtual void OnSweep(uint64_t num_expired, uint64_t num_orphan_chunks) {}
+};
+
+// Thread-safe; calls block on disk. Errors, everywhere: INVALID_ARGUMENT (malformed id, name,
+// label, page token: value and expected form), NOT_FOUND (unknown, expired, deleted, another
+// tenant's), ABORTED (etag), ALREADY_EXISTS, DATA_LOSS (a checksum failed: nothing of it is
+// returned), UNIMPLEMENTED (a newer format: found and supported version), RESOURCE_EXHAUSTED
+// (disk), UNAVAILABLE (the store stopped writing after a failed sync; until restart).
+class StateStore {
+ public:
+  virtual ~StateStore() = default;
+
+  virtual absl::Status Apply(const Commit& commit) = 0;
+
+  virtual absl::StatusOr<SavedState> Load(const std::string& tenant, const StateId& id) = 0;
+  virtual absl::StatusOr<StateManifest> GetManifest(const std::string& tenant,
+                                                    const StateId& id) = 0;
+  // Newest first.
+  virtual absl::StatusOr<Page<StateManifest>> ListStates(const std::string& tenant,
+                                                         const StateFilter& filter, int page_size,
+                                                         const std::string& page_token) = 0;
+  virtual absl::StatusOr<StateManifest> UpdateState(const std::string& tenant, const StateId& id,
+                                                    const StateUpdate& update) = 0;
+  // Drops the bytes; the manifest stays (bytes_dropped) while it has descendants.
+  // FAILED_PRECONDITION while it is pinned or some session's head: names it.
+  virtual absl::Status DeleteState(const std::string& tenant, const StateId& id) = 0;
+  // Reads every byte of the state and checks every checksum.
+  virtual absl::Status VerifyState(const std::string& tenant, const StateId& id) = 0;
+  // From `id` to its oldest ancestor, `id` first; dropped ones included. At most `limit`.
+  virtual absl::StatusOr<std::vector<StateManifest>> Ancestry(const std::string& tenant,
+                                                              const StateId& id, size_t limit) = 0;
+
+  virtual absl::StatusOr<Session> GetSession(const std::string& tenant,
+                                             const std::string& name) = 0;
+  // By name.
+  virtual absl::StatusOr<Page<Session>> ListSessions(const std::string& tenant, int page_size,
+                                                     const std::string& page_token) = 0;
+  // Deletes the name; its states live on until they expire.
+  virtual absl::Status DeleteSession(const std::string& tenant, const std::string& name,
+                                     const std::string& expected_etag) = 0;
+
+  virtual absl::StatusOr<RequestRecord> GetRequest(const std::string& tenant,
+                                                   const std::string& request_id) = 0;
+
+  // Drops the bytes of expired states (never a head within its session's recent heads, nor a pinned
+  // one), finished requests that expired, and orphan chunks.
+  virtual absl::Status Sweep(absl::Time now) = 0;
+  virtual absl::StatusOr<StoreStats> Stats() = 0;
+  // A consistent, openable copy in the new directory `directory`.
+  virtual absl::Status Backup(const std::string& directory) = 0;
+};
+
+}  // namespace vivarium::statestore
