@@ -34,10 +34,7 @@ trap cleanup EXIT
 
 step() { printf '\n\033[1m%s\033[0m\n' "$1"; }
 vivarium=build/bin/vivarium
-field() { python3 -c 'import json, sys
-value = json.load(sys.stdin)
-for key in sys.argv[1].split("."): value = value[key]
-print(value)' "$1"; }
+field() { jq -r ".$1"; }
 
 start_server() {
   "$vivarium" serve --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0 --store "$store" \
