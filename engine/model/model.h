@@ -55,6 +55,7 @@ class Model {
   virtual uint64_t weight_bytes() const = 0;      // device memory of weights
   virtual uint64_t activation_bytes() const = 0;  // device memory of activations and logits
   virtual int32_t max_batch_tokens() const = 0;
+  virtual int32_t max_logit_rows() const = 0;
 
   // Runs one step. `slots` is device memory: slot s of the pool begins at
   // slots + s * state_layout().slot_bytes. Row i of the result is batch.logit_rows[i]'s logits,
