@@ -1,0 +1,40 @@
+#include "engine/runtime/state.h"
+
+#include <cstring>
+
+namespace vivarium::engine {
+namespace {
+
+constexpr uint64_t kAlignmentBytes = 64;
+
+}  // namespace
+
+StateBuffer::StateBuffer(uint64_t size_bytes) : size_bytes_(size_bytes) {
+  if (size_bytes == 0) return;
+  // aligned_alloc wants a multiple of the alignment.
+  const uint64_t rounded_bytes =
+      (size_bytes + kAlignmentBytes - 1) / kAlignmentBytes * kAlignmentBytes;
+  if (rounded_bytes < size_bytes) std::abort();
+  data_.reset(static_cast<std::byte*>(std::aligned_alloc(kAlignmentBytes, rounded_bytes)));
+  if (data_ == nullptr) std::abort();
+  std::memset(data_.get(), 0, rounded_bytes);
+}
+
+StateSnapshot CopySnapshot(const StateSnapshot& snapshot) {
+  StateSnapshot copy;
+  copy.identity = snapshot.identity;
+  copy.layout = snapshot.layout;
+  copy.slot = StateBuffer(snapshot.slot.size());
+  if (copy.slot.size() > 0) {
+    std::memcpy(copy.slot.data(), snapshot.slot.data(), snapshot.slot.size());
+  }
+  copy.position = snapshot.position;
+  copy.pending_token = snapshot.pending_token;
+  copy.sampling = snapshot.sampling;
+  copy.recent_tokens = snapshot.recent_tokens;
+  copy.text_tail = snapshot.text_tail;
+  copy.transcript = snapshot.transcript;
+  return copy;
+}
+
+}  // namespace vivarium::engine
