@@ -1,0 +1,76 @@
+// Causal convolution of a range of channels (see CausalConv1dParams in ops.h). Sixteen channels at
+// a time, their window of inputs carried from token to token: prefill and decode take the same
+// step.
+#pragma once
+
+#include "kernels/cpu/math_impl.h"
+
+namespace vivarium::kernels {
+namespace {
+
+// The last inputs of a channel tile, oldest first: window[0 .. width-2].
+struct ConvWindow {
+  Vec input[kMaxConvWidth];
+};
+
+// One token of one channel tile: pushes `input`, returns the activated output. weight[j] as in
+// ops.h; bias first, then the taps from the oldest on.
+template <int kWidth>
+inline Vec ConvStep(const Vec* weight, Vec bias, int32_t width, Vec input, ConvWindow* window) {
+  const int32_t taps = kWidth > 0 ? kWidth : width;
+  window->input[taps - 1] = input;
+  Vec sum = bias;
+#pragma GCC unroll 4
+  for (int32_t j = 0; j < taps; ++j) sum = MulAdd(weight[j], window->input[j], sum);
+#pragma GCC unroll 4
+  for (int32_t j = 0; j + 1 < taps; ++j) window->input[j] = window->input[j + 1];
+  return Silu(sum);
+}
+
+// kWidth: the width when it is known at compile time, else 0.
+template <int kWidth>
+inline void ConvTile(const CausalConv1dParams& params, const Segment& segment, int64_t channel,
+                     int count) {
+  const int32_t width = kWidth > 0 ? kWidth : params.width;
+  Vec weight[kMaxConvWidth];
+  ConvWindow window;
+  const Vec bias = params.bias == nullptr ? Set(0.0f) : LoadPartial(params.bias + channel, count);
+  const float* old_state = segment.read_slot == kPadSlot
+                               ? nullptr
+                               : params.states + segment.read_slot * params.slot_stride + channel;
+  for (int32_t j = 0; j < width; ++j) {
+    weight[j] = LoadPartial(params.weight + j * params.channels + channel, count);
+    if (j + 1 == width) break;
+    window.input[j] =
+        old_state == nullptr ? Set(0.0f) : LoadPartial(old_state + j * params.channels, count);
+  }
+  const float* x = params.x + segment.token_begin * params.x_stride + channel;
+  float* out = params.out + segment.token_begin * params.out_stride + channel;
+  for (int32_t t = 0; t < segment.num_tokens; ++t) {
+    const Vec input = LoadPartial(x, count);
+    StorePartial(out, ConvStep<kWidth>(weight, bias, width, input, &window), count);
+    x += params.x_stride;
+    out += params.out_stride;
+  }
+  if (segment.write_slot == kPadSlot) return;
+  float* new_state = params.states + segment.write_slot * params.slot_stride + channel;
+  for (int32_t j = 0; j + 1 < width; ++j) {
+    StorePartial(new_state + j * params.channels, window.input[j], count);
+  }
+}
+
+void CausalConv1d(const CausalConv1dParams& params, int64_t begin, int64_t end) {
+  for (int64_t s = 0; s < params.num_segments; ++s) {
+    for (int64_t channel = begin; channel < end; channel += kLanes) {
+      const int count = end - channel < kLanes ? static_cast<int>(end - channel) : kLanes;
+      if (params.width == 4) {
+        ConvTile<4>(params, params.segments[s], channel, count);
+      } else {
+        ConvTile<0>(params, params.segments[s], channel, count);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace vivarium::kernels

@@ -1,0 +1,31 @@
+// The AVX-512 path (F, BW, VL, DQ and BF16); compiled with -mavx512*.
+#include "kernels/cpu/op_table.h"
+// The lanes come first: the files below are written over them.
+#include "kernels/cpu/simd_avx512.h"
+//
+#include "kernels/cpu/causal_conv1d_impl.h"
+#include "kernels/cpu/embedding_gather_impl.h"
+#include "kernels/cpu/linear_impl.h"
+#include "kernels/cpu/linear_paired_impl.h"
+#include "kernels/cpu/rms_norm_impl.h"
+#include "kernels/cpu/selective_scan_impl.h"
+
+namespace vivarium::kernels {
+
+const OpTable* Avx512Ops() {
+  static constexpr OpTable kOps = {
+      .isa = "avx512",
+      .panel_vectors = kPanelVectors,
+      .paired_bf16 = true,
+      .linear_f32 = LinearF32,
+      .linear_bf16 = LinearBF16,
+      .round_to_bf16 = RoundToBF16,
+      .embedding_gather = EmbeddingGather,
+      .rms_norm = RmsNorm,
+      .causal_conv1d = CausalConv1d,
+      .selective_scan = SelectiveScan,
+  };
+  return &kOps;
+}
+
+}  // namespace vivarium::kernels

@@ -1,0 +1,31 @@
+// The portable path: plain C++.
+#include "kernels/cpu/op_table.h"
+// The lanes come first: the files below are written over them.
+#include "kernels/cpu/simd_portable.h"
+//
+#include "kernels/cpu/causal_conv1d_impl.h"
+#include "kernels/cpu/embedding_gather_impl.h"
+#include "kernels/cpu/linear_impl.h"
+#include "kernels/cpu/linear_widening_impl.h"
+#include "kernels/cpu/rms_norm_impl.h"
+#include "kernels/cpu/selective_scan_impl.h"
+
+namespace vivarium::kernels {
+
+const OpTable* PortableOps() {
+  static constexpr OpTable kOps = {
+      .isa = "portable",
+      .panel_vectors = kPanelVectors,
+      .paired_bf16 = false,
+      .linear_f32 = LinearF32,
+      .linear_bf16 = LinearBF16,
+      .round_to_bf16 = nullptr,
+      .embedding_gather = EmbeddingGather,
+      .rms_norm = RmsNorm,
+      .causal_conv1d = CausalConv1d,
+      .selective_scan = SelectiveScan,
+  };
+  return &kOps;
+}
+
+}  // namespace vivarium::kernels

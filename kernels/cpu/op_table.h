@@ -1,0 +1,58 @@
+// What one instruction-set path offers: the inner loops of the ops, one table of functions per
+// path.
+//
+// The table's functions are compiled with that path's flags; everything around them (argument
+// checks, packing, threads) is compiled once, for the baseline. So this header, and whatever the
+// isa_*.cc files include, holds plain data only: no inline function may be shared between paths.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/ops.h"
+
+namespace vivarium::kernels {
+
+// One column panel of a matrix product: `out[t, 0..num_columns)` for all t.
+struct LinearPanel {
+  const void* x;       // f32 [num_tokens, x_stride], or bf16 [num_tokens, x_stride] when paired
+  int64_t x_stride;    // in elements
+  const void* weight;  // this panel, packed (see PackedLayout)
+  int64_t depth;       // K: rows of the panel; pairs of rows when paired
+  const float* bias;   // [num_columns]; may be null
+  float* out;          // [num_tokens, out_stride]
+  int64_t out_stride;
+  int64_t num_tokens;
+  int32_t num_columns;  // 1 .. 16 * panel_vectors
+};
+
+// Packed weight matrix: panels of 16 * panel_vectors output columns (rows of W); the last one has
+// only as many vectors as it needs. Inside a panel, k outermost:
+//   f32:            [K][vectors][16]
+//   bf16:           [K][vectors][16]
+//   bf16, paired:   [ceil(K/2)][vectors][16][2], an odd K padded with zeros
+// A panel's columns beyond W's rows are zeros.
+struct OpTable {
+  const char* isa;
+  int32_t panel_vectors;
+  // True when bf16 weights are paired: linear_bf16 takes activations rounded by round_to_bf16.
+  bool paired_bf16;
+
+  void (*linear_f32)(const LinearPanel& panel);
+  void (*linear_bf16)(const LinearPanel& panel);
+  // dst[0..padded_count) = src[0..count) rounded to nearest even, then zeros. Null unless paired.
+  void (*round_to_bf16)(const float* src, int64_t count, uint16_t* dst, int64_t padded_count);
+
+  // The ops of ops.h on a range: of tokens, of channels (multiples of 16 but for the end), of
+  // tiles.
+  void (*embedding_gather)(const EmbeddingGatherParams& params, int64_t begin, int64_t end);
+  void (*rms_norm)(const RmsNormParams& params, int64_t begin, int64_t end);
+  void (*causal_conv1d)(const CausalConv1dParams& params, int64_t begin, int64_t end);
+  void (*selective_scan)(const SelectiveScanParams& params, int64_t begin, int64_t end);
+};
+
+// The paths. Null when not compiled for this processor family.
+const OpTable* PortableOps();
+const OpTable* Avx2Ops();
+const OpTable* Avx512Ops();
+
+}  // namespace vivarium::kernels
