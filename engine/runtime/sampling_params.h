@@ -26,7 +26,7 @@ struct SamplingParams {
   float presence_penalty = 0.0f;    // [-100, 100]
   float frequency_penalty = 0.0f;   // [-100, 100]
   uint64_t seed = 0;                // key of the counter RNG: random(seed, position)
-  std::vector<std::pair<int32_t, float>> logit_bias;  // sorted by id, distinct; |bias| <= 100
+  std::vector<std::pair<int32_t, float>> logit_bias = {};  // sorted by id, distinct; |bias| <= 100
 
   bool operator==(const SamplingParams&) const = default;
 };

@@ -1,0 +1,83 @@
+#include "engine/runtime/logprobs.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <random>
+
+#include "engine/runtime/engine.h"
+
+namespace vivarium::engine {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+double OracleLogSum(std::span<const float> logits) {
+  double max_logit = -kInfinity, sum = 0;
+  for (const float logit : logits) max_logit = std::fmax(max_logit, logit);
+  for (const float logit : logits) sum += std::exp(logit - max_logit);
+  return max_logit + std::log(sum);
+}
+
+TEST(NaturalLog, AgreesWithTheLibrary) {
+  std::mt19937_64 random(1);
+  std::uniform_real_distribution<double> exponent(-300, 300);
+  for (int i = 0; i < 100000; ++i) {
+    const double value = std::exp2(exponent(random));
+    EXPECT_NEAR(NaturalLog(value), std::log(value), 4e-16 * std::fabs(std::log(value)) + 1e-16);
+  }
+  EXPECT_EQ(NaturalLog(1.0), 0.0);
+  for (const double near_one : {0.999999999, 1.000000001, 1.4142135623730950, 1.4142135623730954}) {
+    EXPECT_NEAR(NaturalLog(near_one), std::log(near_one), 2e-16);
+  }
+}
+
+TEST(LogSoftmax, AgreesWithDoublePrecision) {
+  std::mt19937_64 random(2);
+  for (const float spread : {0.0f, 0.1f, 2.0f, 10.0f, 100.0f}) {
+    for (const int n : {1, 2, 17, 320, 50277}) {
+      std::normal_distribution<float> normal(5.0f, spread);
+      std::vector<float> logits(n);
+      for (float& logit : logits) logit = spread == 0.0f ? 3.0f : normal(random);
+      const double log_sum = OracleLogSum(logits);
+      const auto softmax = LogSoftmax::Create(logits, 0);
+      ASSERT_TRUE(softmax.ok());
+      for (int id = 0; id < n; ++id) {
+        const double exact = logits[id] - log_sum;
+        ASSERT_NEAR((*softmax)(id), exact, 1e-6 + 6e-8 * std::fabs(exact)) << n << " " << spread;
+      }
+    }
+  }
+}
+
+TEST(LogSoftmax, TopIsBestFirstAndTiesGoToTheLowerId) {
+  const std::vector<float> logits = {1, 3, -kInfinity, 3, 2, 0};
+  const auto softmax = LogSoftmax::Create(logits, 0);
+  ASSERT_TRUE(softmax.ok());
+  EXPECT_TRUE(softmax->Top(0).empty());
+  const auto top = softmax->Top(4);
+  std::vector<int32_t> ids;
+  for (const TokenLogprob& entry : top) {
+    ids.push_back(entry.token_id);
+    EXPECT_EQ(entry.logprob, (*softmax)(entry.token_id));
+  }
+  EXPECT_THAT(ids, testing::ElementsAre(1, 3, 4, 0));
+  EXPECT_EQ(softmax->Top(kMaxTopLogprobs).size(), 6u);
+  EXPECT_EQ(softmax->Top(kMaxTopLogprobs).back().logprob, -kInfinity);
+}
+
+TEST(LogSoftmax, RefusesWhatIsNoDistribution) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  for (const float bad : {nan, kInfinity}) {
+    EXPECT_EQ(LogSoftmax::Create(std::vector<float>{1, bad}, 5).status().code(),
+              absl::StatusCode::kInternal);
+  }
+  const std::vector<float> impossible(3, -kInfinity);
+  EXPECT_EQ(LogSoftmax::Create(impossible, 5).status().code(), absl::StatusCode::kInternal);
+}
+
+}  // namespace
+}  // namespace vivarium::engine
