@@ -26,6 +26,8 @@ inline constexpr size_t kMaxLabelBytes = 128;        // each key and each value
 inline constexpr size_t kMaxSessionNameBytes = 128;  // [A-Za-z0-9._-]{1,128}
 inline constexpr size_t kMaxTenantBytes = 64;        // [a-z0-9-]{1,64}
 inline constexpr size_t kMaxRequestIdBytes = 128;
+inline constexpr size_t kMaxRequestResultBytes = 16 << 20;
+inline constexpr size_t kMaxRequestsPerTenant = 1 << 16;  // beyond it, the first to expire go
 inline constexpr int kMaxPageSize = 1000;
 inline constexpr size_t kDefaultHeadHistory = 8;  // heads that a session keeps from expiry
 
@@ -33,7 +35,8 @@ inline constexpr size_t kDefaultHeadHistory = 8;  // heads that a session keeps 
 struct StateManifest {
   StateId id;
   std::string tenant;
-  StateId parent_id;  // "" = none
+  // "" = none. A parent that the store doesn't know (any more) is accepted: history ends there.
+  StateId parent_id;
   engine::ModelIdentity identity;
   engine::StateLayout layout;
   uint64_t position = 0;
@@ -86,11 +89,14 @@ struct Commit {
   std::vector<NewState> states;
   struct HeadMove {
     std::string session;
-    StateId head;
-    // "" = must not exist yet; "*" = whatever is there, or nothing; else must equal the etag.
+    StateId head;  // of this commit, or one that Load would give; else NOT_FOUND
+    // "" = must not exist yet, else ALREADY_EXISTS; "*" = whatever is there, or nothing; else must
+    // equal the session's etag, else ABORTED (also where there is no such session).
     std::string expected_etag;
   };
   std::optional<HeadMove> head_move;
+  // While the tenant has an unexpired record under its id: ALREADY_EXISTS where the hash is the
+  // same, else INVALID_ARGUMENT.
   std::optional<RequestRecord> request;
 };
 
@@ -125,10 +131,12 @@ struct StoreStats {
 class StoreEvents {
  public:
   virtual ~StoreEvents() = default;
-  virtual void OnCommit(absl::Duration latency, uint64_t bytes, const absl::Status& status) {}
-  virtual void OnLoad(absl::Duration latency, uint64_t bytes, const absl::Status& status) {}
-  virtual void OnFault(const absl::Status& status) {}
-  virtual void OnSweep(uint64_t num_expired, uint64_t num_orphan_chunks) {}
+  virtual void OnCommit(absl::Duration /*latency*/, uint64_t /*bytes*/,
+                        const absl::Status& /*status*/) {}
+  virtual void OnLoad(absl::Duration /*latency*/, uint64_t /*bytes*/,
+                      const absl::Status& /*status*/) {}
+  virtual void OnFault(const absl::Status& /*status*/) {}
+  virtual void OnSweep(uint64_t /*num_expired*/, uint64_t /*num_orphan_chunks*/) {}
 };
 
 // Thread-safe; calls block on disk. Errors, everywhere: INVALID_ARGUMENT (malformed id, name,
@@ -136,16 +144,22 @@ class StoreEvents {
 // tenant's), ABORTED (etag), ALREADY_EXISTS, DATA_LOSS (a checksum failed: nothing of it is
 // returned), UNIMPLEMENTED (a newer format: found and supported version), RESOURCE_EXHAUSTED
 // (disk), UNAVAILABLE (the store stopped writing after a failed sync; until restart).
+//
+// A state expires at `expires` unless it is pinned or among some session's recent heads. From then
+// on it behaves as a deleted one (NOT_FOUND; bytes_dropped in lists and histories); Sweep only
+// takes its bytes back.
 class StateStore {
  public:
   virtual ~StateStore() = default;
 
+  // ALREADY_EXISTS besides for a state id that is taken.
   virtual absl::Status Apply(const Commit& commit) = 0;
 
   virtual absl::StatusOr<SavedState> Load(const std::string& tenant, const StateId& id) = 0;
   virtual absl::StatusOr<StateManifest> GetManifest(const std::string& tenant,
                                                     const StateId& id) = 0;
-  // Newest first.
+  // Newest id first; 1 to kMaxPageSize a page. A page may be shorter than asked for and yet have a
+  // next one.
   virtual absl::StatusOr<Page<StateManifest>> ListStates(const std::string& tenant,
                                                          const StateFilter& filter, int page_size,
                                                          const std::string& page_token) = 0;
@@ -165,7 +179,7 @@ class StateStore {
   // By name.
   virtual absl::StatusOr<Page<Session>> ListSessions(const std::string& tenant, int page_size,
                                                      const std::string& page_token) = 0;
-  // Deletes the name; its states live on until they expire.
+  // Deletes the name; its states live on until they expire. An etag of "" or "*" is not checked.
   virtual absl::Status DeleteSession(const std::string& tenant, const std::string& name,
                                      const std::string& expected_etag) = 0;
 

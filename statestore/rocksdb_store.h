@@ -1,0 +1,39 @@
+// The durable StateStore, on RocksDB. How it lays out keys and commits is told in README.md.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "statestore/clock.h"
+#include "statestore/state_codec.h"
+#include "statestore/state_store.h"
+
+namespace rocksdb {
+class Env;
+}  // namespace rocksdb
+
+namespace vivarium::statestore {
+
+struct RocksDbOptions {
+  uint32_t chunk_bytes = kDefaultChunkBytes;  // multiple of 64 in [kMinChunkBytes, kMaxChunkBytes]
+  // A commit that would leave less free disk space is RESOURCE_EXHAUSTED.
+  uint64_t disk_reserve_bytes = uint64_t{64} << 20;
+  size_t max_requests_per_tenant = kMaxRequestsPerTenant;
+  // States that one page of a list looks at; a page that reaches it ends early, with a token.
+  size_t max_scanned_per_page = 20000;
+  uint64_t write_buffer_bytes = uint64_t{64} << 20;  // of chunks, in memory, before a flush
+  rocksdb::Env* env = nullptr;  // for fault injection in tests; null = the system's
+};
+
+// Opens, or makes, the store in `directory` (mode 0700, parents made as needed) and removes what
+// unfinished commits left. `events` may be null, else it must outlive the store.
+// FAILED_PRECONDITION when another process, or this one, has it open, or the directory holds
+// something else; UNIMPLEMENTED for a newer format; DATA_LOSS for a damaged one; INVALID_ARGUMENT
+// for an option out of range.
+absl::StatusOr<std::unique_ptr<StateStore>> OpenRocksDbStore(const std::string& directory,
+                                                             const RocksDbOptions& options,
+                                                             Clock clock, StoreEvents* events);
+
+}  // namespace vivarium::statestore
