@@ -78,6 +78,9 @@ class ChatFormat {
   ChatFormat(std::string name, ChatTable table);
 
   const ChatRole* FindRole(std::string_view role) const;
+  // What is left of the generated turn's suffix after `pending_token`.
+  absl::StatusOr<std::vector<int32_t>> CloseTurn(const Tokenizer& tokenizer,
+                                                 int32_t pending_token) const;
 
   std::string name_;
   ChatTable table_;

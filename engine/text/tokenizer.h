@@ -39,9 +39,11 @@ class Tokenizer {
   // names file, place, expected, found). Unimplemented: a kind of tokenizer not listed above.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& dir);
 
-  // The same from the files' contents; `config_json` may be empty.
+  // The same from the files' contents; the last two may be empty. A chat template of its own goes
+  // before the configuration's.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> FromJson(std::string_view tokenizer_json,
-                                                             std::string_view config_json);
+                                                             std::string_view config_json,
+                                                             std::string_view chat_template = {});
 
   ~Tokenizer();
   Tokenizer(const Tokenizer&) = delete;
