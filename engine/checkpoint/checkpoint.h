@@ -27,9 +27,9 @@ inline constexpr int kMaxTensorRank = 8;
 
 // The weight files of a directory: `model.safetensors`, or the shards that
 // `model.safetensors.index.json` names, or `pytorch_model.bin` (a zip of raw storages and a pickle
-// that may only build tensors; anything else in it is refused). Names are those of the files;
-// ModelWeights (engine/model) maps them to roles. Tensors of other dtypes than f32, bf16, f16 are
-// kept out and only reported when asked for.
+// that may only build tensors; anything else in it is refused), in this order of preference. Names
+// are those of the files; WeightReader (engine/model) maps them to roles. Tensors of other dtypes
+// than f32, bf16, f16 are kept out of tensors() and only listed in skipped().
 //
 // Immutable and thread-safe. Views live as long as the Checkpoint.
 class Checkpoint {
@@ -42,6 +42,10 @@ class Checkpoint {
   // Null when there is no tensor of that name.
   virtual const TensorView* Find(std::string_view name) const = 0;
   virtual const std::map<std::string, TensorView, std::less<>>& tensors() const = 0;
+  // Tensors kept out, with the file's word for their dtype.
+  virtual const std::map<std::string, std::string, std::less<>>& skipped() const = 0;
+  // The files read, as paths.
+  virtual const std::vector<std::string>& files() const = 0;
 };
 
 }  // namespace vivarium::engine
