@@ -25,10 +25,13 @@ struct Batch {
   std::span<const int32_t> logit_rows;         // rows whose logits are wanted, increasing
 };
 
+inline constexpr int32_t kMaxBatchRows = 1 << 16;
+
 struct ModelOptions {
   WeightFormat weights = WeightFormat::kAuto;
-  int32_t max_batch_tokens = 512;  // rows of a Batch at most; sizes the activations
-  int32_t max_logit_rows = 512;    // logit_rows at most; sizes the logits buffer
+  int32_t max_batch_tokens =
+      512;  // rows of a Batch at most, 1 .. kMaxBatchRows; sizes the activations
+  int32_t max_logit_rows = 512;  // logit_rows at most, 1 .. kMaxBatchRows; sizes the logits buffer
 };
 
 // Holds the weights, packed for a backend, and the activations (allocated once, here).

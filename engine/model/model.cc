@@ -1,0 +1,316 @@
+#include "engine/model/model.h"
+
+#include <cassert>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "engine/model/device_memory.h"
+#include "engine/model/fingerprint.h"
+#include "engine/model/mixers/mixer.h"
+#include "engine/model/weight_reader.h"
+
+namespace vivarium::engine {
+namespace {
+
+using kernels::DType;
+
+// Activations of one step, allocated once for the largest one.
+struct Activations {
+  DeviceMemory token_ids;  // i32 [max_batch_tokens]
+  DeviceMemory residual;   // [max_batch_tokens, d_model]
+  DeviceMemory normed;     // [max_batch_tokens, d_model]
+  DeviceMemory mixed;      // [max_batch_tokens, d_model]
+  DeviceMemory scratch;    // [max_batch_tokens, scratch_floats_per_token]
+  DeviceMemory gathered;   // [max_logit_rows, d_model]
+  DeviceMemory logits;     // [max_logit_rows, padded_vocab_size]
+};
+
+struct Layer {
+  DeviceMemory norm_weight;  // [d_model]
+  std::unique_ptr<Mixer> mixer;
+};
+
+struct Weights {
+  EmbeddingTable embedding;
+  std::vector<Layer> layers;
+  DeviceMemory final_norm;                         // [d_model]
+  std::unique_ptr<kernels::PackedMatrix> lm_head;  // [padded_vocab_size, d_model]
+  uint64_t bytes = 0;
+};
+
+// Pre-norm residual blocks over a list of mixers, one RMSNorm before each and one at the end:
+//   residual = embedding[token]; per layer: residual += Mixer(RMSNorm(residual)); logits = W
+//   RMSNorm
+class LanguageModel final : public Model {
+ public:
+  LanguageModel(ModelConfig config, StateLayout layout, kernels::Backend* backend,
+                const ModelOptions& options, Weights weights, Activations activations,
+                std::string fingerprint, std::string numerics_id)
+      : config_(std::move(config)),
+        layout_(std::move(layout)),
+        backend_(backend),
+        options_(options),
+        weights_(std::move(weights)),
+        activations_(std::move(activations)),
+        fingerprint_(std::move(fingerprint)),
+        numerics_id_(std::move(numerics_id)) {}
+
+  const ModelConfig& config() const override { return config_; }
+  const StateLayout& state_layout() const override { return layout_; }
+  kernels::Backend* backend() const override { return backend_; }
+  std::string_view fingerprint() const override { return fingerprint_; }
+  std::string_view numerics_id() const override { return numerics_id_; }
+  uint64_t weight_bytes() const override { return weights_.bytes; }
+  uint64_t activation_bytes() const override {
+    return activations_.token_ids.bytes() + activations_.residual.bytes() +
+           activations_.normed.bytes() + activations_.mixed.bytes() + activations_.scratch.bytes() +
+           activations_.gathered.bytes() + activations_.logits.bytes();
+  }
+  int32_t max_batch_tokens() const override { return options_.max_batch_tokens; }
+  int32_t max_logit_rows() const override { return options_.max_logit_rows; }
+
+  const float* Forward(const Batch& batch, std::byte* slots) override;
+
+ private:
+  void CheckBatch(const Batch& batch) const;
+  void Embed(const Batch& batch);
+  // residual += x (when given); normed = RMSNorm(residual).
+  void AddAndNorm(const float* x, const DeviceMemory& weight, int64_t num_tokens);
+  void Head(const Batch& batch);
+
+  const ModelConfig config_;
+  const StateLayout layout_;
+  kernels::Backend* const backend_;
+  const ModelOptions options_;
+  const Weights weights_;
+  const Activations activations_;
+  const std::string fingerprint_;
+  const std::string numerics_id_;
+};
+
+// What a caller must not get wrong; token ids are checked where requests enter.
+void LanguageModel::CheckBatch(const Batch& batch) const {
+  const size_t num_tokens = batch.token_ids.size();
+  if (num_tokens == 0 || num_tokens > static_cast<size_t>(options_.max_batch_tokens) ||
+      batch.logit_rows.size() > static_cast<size_t>(options_.max_logit_rows)) {
+    std::abort();
+  }
+  int64_t row = 0;
+  for (const kernels::Segment& segment : batch.segments) {
+    if (segment.token_begin != row || segment.num_tokens < 1) std::abort();
+    row += segment.num_tokens;
+  }
+  if (row != static_cast<int64_t>(num_tokens)) std::abort();
+  for (const int32_t logit_row : batch.logit_rows) {
+    if (logit_row < 0 || logit_row >= row) std::abort();
+  }
+  for (const int32_t id : batch.token_ids) {
+    if (id < 0 || id >= config_.padded_vocab_size) std::abort();
+  }
+}
+
+void LanguageModel::Embed(const Batch& batch) {
+  backend_->CopyToDevice(activations_.token_ids.data(), batch.token_ids.data(),
+                         batch.token_ids.size_bytes());
+  kernels::EmbeddingGatherParams params{};
+  params.table = weights_.embedding.memory.data();
+  params.table_dtype = weights_.embedding.dtype;
+  params.vocab_size = config_.padded_vocab_size;
+  params.token_ids = static_cast<const int32_t*>(activations_.token_ids.data());
+  params.out = activations_.residual.f32();
+  params.num_tokens = static_cast<int64_t>(batch.token_ids.size());
+  params.d_model = config_.d_model;
+  backend_->EmbeddingGather(params);
+}
+
+void LanguageModel::AddAndNorm(const float* x, const DeviceMemory& weight, int64_t num_tokens) {
+  kernels::RmsNormParams params{};
+  params.x = x;
+  params.x_stride = config_.d_model;
+  params.residual = activations_.residual.f32();
+  params.weight = weight.f32();
+  params.out = activations_.normed.f32();
+  params.out_stride = config_.d_model;
+  params.eps = config_.norm_eps;
+  params.num_tokens = num_tokens;
+  params.channels = config_.d_model;
+  backend_->RmsNorm(params);
+}
+
+void LanguageModel::Head(const Batch& batch) {
+  const int64_t num_rows = static_cast<int64_t>(batch.logit_rows.size());
+  const float* x = activations_.normed.f32();
+  if (batch.logit_rows.size() != batch.token_ids.size()) {
+    kernels::GatherRowsParams gather{};
+    gather.x = x;
+    gather.row_index = batch.logit_rows.data();
+    gather.out = activations_.gathered.f32();
+    gather.num_rows = num_rows;
+    gather.channels = config_.d_model;
+    backend_->GatherRows(gather);
+    x = gather.out;
+  }
+  kernels::LinearParams params{};
+  params.x = x;
+  params.x_stride = config_.d_model;
+  params.weight = weights_.lm_head.get();
+  params.out = activations_.logits.f32();
+  params.out_stride = config_.padded_vocab_size;
+  params.num_tokens = num_rows;
+  backend_->Linear(params);
+}
+
+const float* LanguageModel::Forward(const Batch& batch, std::byte* slots) {
+  CheckBatch(batch);
+  const int64_t num_tokens = static_cast<int64_t>(batch.token_ids.size());
+  Embed(batch);
+  const float* pending = nullptr;  // the previous mixer's output, not yet in the residual
+  for (const Layer& layer : weights_.layers) {
+    AddAndNorm(pending, layer.norm_weight, num_tokens);
+    MixerStep step{};
+    step.x = activations_.normed.f32();
+    step.out = activations_.mixed.f32();
+    step.scratch = activations_.scratch.f32();
+    step.num_tokens = num_tokens;
+    step.segments = batch.segments;
+    step.slots = slots;
+    step.slot_bytes = layout_.slot_bytes;
+    layer.mixer->Forward(step);
+    pending = step.out;
+  }
+  if (!batch.logit_rows.empty()) {
+    AddAndNorm(pending, weights_.final_norm, num_tokens);
+    Head(batch);
+  }
+  backend_->Synchronize();
+  return activations_.logits.f32();
+}
+
+StateLayout MakeLayout(const ModelConfig& config) {
+  StateLayout layout;
+  for (size_t i = 0; i < config.layers.size(); ++i) {
+    switch (config.layers[i]) {
+      case LayerKind::kMamba:
+        AppendMambaState(config, static_cast<int64_t>(i), &layout);
+        break;
+    }
+  }
+  return layout;
+}
+
+DType ResolveMatrixDType(const Checkpoint& checkpoint, WeightFormat format) {
+  if (format == WeightFormat::kF32) return DType::kF32;
+  if (format == WeightFormat::kBF16) return DType::kBF16;
+  const TensorView* matrix = checkpoint.Find("backbone.layers.0.mixer.in_proj.weight");
+  return matrix != nullptr && matrix->dtype != DType::kF32 ? DType::kBF16 : DType::kF32;
+}
+
+absl::StatusOr<Layer> LoadLayer(const ModelConfig& config, int64_t layer_index,
+                                const StateLayout& layout, kernels::Backend* backend,
+                                WeightReader* reader) {
+  absl::StatusOr<DeviceMemory> norm =
+      reader->Vector(absl::StrCat("backbone.layers.", layer_index, ".norm.weight"), config.d_model);
+  if (!norm.ok()) return norm.status();
+  absl::StatusOr<std::unique_ptr<Mixer>> mixer = nullptr;
+  switch (config.layers[static_cast<size_t>(layer_index)]) {
+    case LayerKind::kMamba:
+      mixer = LoadMamba(config, layer_index, layout, backend, reader);
+      break;
+  }
+  if (!mixer.ok()) return mixer.status();
+  return Layer{*std::move(norm), *std::move(mixer)};
+}
+
+absl::StatusOr<Weights> LoadWeights(const ModelConfig& config, const StateLayout& layout,
+                                    kernels::Backend* backend, WeightReader* reader) {
+  Weights weights;
+  absl::StatusOr<EmbeddingTable> embedding =
+      reader->Embedding(kEmbeddingName, config.padded_vocab_size, config.d_model);
+  if (!embedding.ok()) return embedding.status();
+  weights.embedding = *std::move(embedding);
+  for (size_t i = 0; i < config.layers.size(); ++i) {
+    absl::StatusOr<Layer> layer =
+        LoadLayer(config, static_cast<int64_t>(i), layout, backend, reader);
+    if (!layer.ok()) return layer.status();
+    weights.layers.push_back(*std::move(layer));
+  }
+  absl::StatusOr<DeviceMemory> norm = reader->Vector(kFinalNormName, config.d_model);
+  if (!norm.ok()) return norm.status();
+  weights.final_norm = *std::move(norm);
+  absl::StatusOr<std::unique_ptr<kernels::PackedMatrix>> head = reader->Matrix(
+      config.tie_embeddings ? kEmbeddingName : kHeadName, config.padded_vocab_size, config.d_model);
+  if (!head.ok()) return head.status();
+  weights.lm_head = *std::move(head);
+  weights.bytes = reader->device_bytes();
+  return weights;
+}
+
+absl::StatusOr<Activations> AllocateActivations(const ModelConfig& config,
+                                                const ModelOptions& options, const Weights& weights,
+                                                kernels::Backend* backend) {
+  int64_t scratch_floats = 0;
+  for (const Layer& layer : weights.layers) {
+    scratch_floats = std::max(scratch_floats, layer.mixer->scratch_floats_per_token());
+  }
+  const size_t tokens = static_cast<size_t>(options.max_batch_tokens);
+  const size_t rows = static_cast<size_t>(options.max_logit_rows);
+  const size_t width = static_cast<size_t>(config.d_model);
+  Activations activations;
+  uint64_t held_bytes = weights.bytes;
+  absl::Status status;
+  const auto allocate = [&](const char* what, size_t count, size_t floats, DeviceMemory* memory) {
+    if (!status.ok()) return;
+    const size_t bytes = count * floats * sizeof(float);
+    *memory = DeviceMemory(backend, bytes);
+    if (memory->data() == nullptr) {
+      status = OutOfDeviceMemory(absl::StrCat(what, ", ", count, " rows of ", floats, " f32"),
+                                 bytes, held_bytes);
+    }
+    held_bytes += bytes;
+  };
+  allocate("token ids", tokens, 1, &activations.token_ids);
+  allocate("the residual", tokens, width, &activations.residual);
+  allocate("the normed residual", tokens, width, &activations.normed);
+  allocate("mixer outputs", tokens, width, &activations.mixed);
+  allocate("mixer scratch", tokens, static_cast<size_t>(scratch_floats), &activations.scratch);
+  allocate("gathered rows", rows, width, &activations.gathered);
+  allocate("logits", rows, static_cast<size_t>(config.padded_vocab_size), &activations.logits);
+  if (!status.ok()) return status;
+  return activations;
+}
+
+absl::Status CheckOptions(const ModelOptions& options) {
+  for (const auto& [name, value] : {std::pair{"max_batch_tokens", options.max_batch_tokens},
+                                    std::pair{"max_logit_rows", options.max_logit_rows}}) {
+    if (value < 1 || value > kMaxBatchRows) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, ": expected 1 to ", kMaxBatchRows, ", found ", value));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Model>> Model::Load(const Checkpoint& checkpoint,
+                                                   const ModelConfig& config,
+                                                   kernels::Backend* backend,
+                                                   const ModelOptions& options) {
+  if (absl::Status status = CheckOptions(options); !status.ok()) return status;
+  const DType matrix_dtype = ResolveMatrixDType(checkpoint, options.weights);
+  StateLayout layout = MakeLayout(config);
+  WeightReader reader(checkpoint, backend, matrix_dtype);
+  absl::StatusOr<Weights> weights = LoadWeights(config, layout, backend, &reader);
+  if (!weights.ok()) return weights.status();
+  absl::StatusOr<Activations> activations = AllocateActivations(config, options, *weights, backend);
+  if (!activations.ok()) return activations.status();
+  std::string numerics_id =
+      absl::StrCat(backend->numerics_name(), "-w", std::string(kernels::DTypeName(matrix_dtype)));
+  return std::make_unique<LanguageModel>(
+      config, std::move(layout), backend, options, *std::move(weights), *std::move(activations),
+      ModelFingerprint(checkpoint, config), std::move(numerics_id));
+}
+
+}  // namespace vivarium::engine
