@@ -45,7 +45,7 @@ struct RenderOptions {
   // If it is the first token of the generated turn's suffix, that turn was closed, and what is left
   // of the suffix comes first; otherwise the turn was cut short, and the whole suffix does.
   // Absent: nothing comes first.
-  std::optional<int32_t> pending_token;
+  std::optional<int32_t> pending_token = std::nullopt;
   // Ends with the generation role's prefix, so that the model speaks next.
   bool add_generation_prompt = true;
 };
