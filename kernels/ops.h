@@ -93,7 +93,7 @@ struct CausalConv1dParams {
   int64_t slot_stride;  // in floats
   float* out;           // [num_tokens, channels] stride out_stride
   int64_t out_stride;
-  const Segment* segments;  // [num_segments], host memory
+  const Segment* segments;  // [num_segments]
   int64_t num_segments;
   int64_t channels;
   int32_t width;  // 1 .. kMaxConvWidth
@@ -123,7 +123,7 @@ struct SelectiveScanParams {
   int64_t slot_stride;   // in floats
   float* y;              // [num_tokens, channels] stride y_stride; may be x or z
   int64_t y_stride;
-  const Segment* segments;  // [num_segments], host memory
+  const Segment* segments;  // [num_segments]
   int64_t num_segments;
   int64_t channels;
   int32_t d_state;  // 1 .. kMaxStateSize
@@ -133,7 +133,7 @@ inline constexpr int32_t kMaxStateSize = 256;
 // out[i, :] = x[row_index[i], :].
 struct GatherRowsParams {
   const float* x;            // [*, channels] contiguous
-  const int32_t* row_index;  // [num_rows], host memory
+  const int32_t* row_index;  // [num_rows]
   float* out;                // [num_rows, channels] contiguous; not x
   int64_t num_rows;
   int64_t channels;

@@ -1,4 +1,4 @@
-// Runs a test once for each instruction-set path that this machine has.
+// Runs a test once for each instruction-set path that this machine has (or for kernels/cuda).
 #pragma once
 
 #include <memory>
@@ -20,6 +20,20 @@ inline std::unique_ptr<Backend> MakeCpuBackend(const std::string& isa, int num_t
   return backend;
 }
 
+#if defined(VIVARIUM_TEST_CUDA_ON_CPU)
+// The same tests against kernels/cuda (tests/cuda_on_cpu): device memory is host memory there.
+inline std::vector<std::string> AvailableIsas() { return {"cuda"}; }
+inline std::unique_ptr<Backend> MakeBackendOf(const std::string&, int) {
+  std::string error;
+  std::unique_ptr<Backend> backend = Backend::Create("cuda:0", {}, &error);
+  EXPECT_NE(backend, nullptr) << error;
+  return backend;
+}
+#else
+inline std::unique_ptr<Backend> MakeBackendOf(const std::string& isa, int num_threads) {
+  return MakeCpuBackend(isa, num_threads);
+}
+
 inline std::vector<std::string> AvailableIsas() {
   std::vector<std::string> isas;
   for (const char* isa : {"portable", "avx2", "avx512"}) {
@@ -31,11 +45,12 @@ inline std::vector<std::string> AvailableIsas() {
   }
   return isas;
 }
+#endif
 
 class IsaTest : public testing::TestWithParam<std::string> {
  protected:
   std::unique_ptr<Backend> MakeBackend(int num_threads = 1) const {
-    return MakeCpuBackend(GetParam(), num_threads);
+    return MakeBackendOf(GetParam(), num_threads);
   }
 };
 

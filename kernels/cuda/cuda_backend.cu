@@ -1,0 +1,197 @@
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "kernels/cuda/causal_conv1d.cuh"
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/gather.cuh"
+#include "kernels/cuda/linear.cuh"
+#include "kernels/cuda/rms_norm.cuh"
+#include "kernels/cuda/selective_scan.cuh"
+
+namespace vivarium::kernels::cuda {
+namespace {
+
+constexpr char kNumericsName[] = "cuda-v1";
+
+// A device that fails in the middle has lost its states' bytes: nothing that it says from then on
+// can be trusted, and everything durable is in the store. So the process ends.
+void CheckCuda(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "cuda: %s: %s\n", what, cudaGetErrorString(error));
+  std::abort();
+}
+
+class CudaPackedMatrix final : public PackedMatrix {
+ public:
+  CudaPackedMatrix(void* data, int64_t rows, int64_t cols, DType dtype, size_t bytes)
+      : data_(data), rows_(rows), cols_(cols), dtype_(dtype), bytes_(bytes) {}
+  ~CudaPackedMatrix() override { CheckCuda(cudaFree(data_), "free weights"); }
+  CudaPackedMatrix(const CudaPackedMatrix&) = delete;
+  CudaPackedMatrix& operator=(const CudaPackedMatrix&) = delete;
+
+  int64_t rows() const override { return rows_; }
+  int64_t cols() const override { return cols_; }
+  DType dtype() const override { return dtype_; }
+  size_t bytes() const override { return bytes_; }
+  const void* data() const { return data_; }
+
+ private:
+  void* data_;
+  int64_t rows_, cols_;
+  DType dtype_;
+  size_t bytes_;
+};
+
+// The fragments of linear.cuh, in order.
+std::vector<PackedFragment> PackFragments(const std::vector<float>& w, int64_t rows, int64_t cols) {
+  const int64_t row_tiles = (rows + kRowTile - 1) / kRowTile;
+  const int64_t steps = LinearSteps(cols);
+  std::vector<PackedFragment> fragments(row_tiles * steps * kWarpSize);
+  const auto pair_at = [&](int64_t row, int64_t k) -> uint32_t {
+    if (row >= rows) return 0;
+    const uint32_t low = k < cols ? F32ToBF16(w[row * cols + k]) : 0;
+    const uint32_t high = k + 1 < cols ? F32ToBF16(w[row * cols + k + 1]) : 0;
+    return low | high << 16;
+  };
+  for (int64_t tile = 0; tile < row_tiles; ++tile) {
+    for (int64_t step = 0; step < steps; ++step) {
+      for (int lane = 0; lane < kWarpSize; ++lane) {
+        const int64_t row = tile * kRowTile + lane / 4;
+        const int64_t k = step * kStep + lane % 4 * 2;
+        fragments[(tile * steps + step) * kWarpSize + lane].a = {
+            {pair_at(row, k), pair_at(row + 8, k), pair_at(row, k + 8), pair_at(row + 8, k + 8)}};
+      }
+    }
+  }
+  return fragments;
+}
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(int ordinal, cudaStream_t stream)
+      : device_("cuda:" + std::to_string(ordinal)), stream_(stream) {}
+  ~CudaBackend() override { CheckCuda(cudaStreamDestroy(stream_), "destroy stream"); }
+  CudaBackend(const CudaBackend&) = delete;
+  CudaBackend& operator=(const CudaBackend&) = delete;
+
+  std::string_view device() const override { return device_; }
+  std::string_view isa() const override { return "cuda"; }
+  int num_threads() const override { return 1; }
+  std::string numerics_name() const override { return kNumericsName; }
+
+  void* Allocate(size_t bytes) override {
+    void* pointer = nullptr;
+    if (cudaMalloc(&pointer, bytes) != cudaSuccess) {
+      cudaGetLastError();  // out of memory is an answer, not a fault: clear it
+      return nullptr;
+    }
+    Zero(pointer, bytes);
+    return pointer;
+  }
+  void Free(void* device_ptr) override {
+    Synchronize();
+    CheckCuda(cudaFree(device_ptr), "free");
+  }
+  void CopyToDevice(void* device_dst, const void* host_src, size_t bytes) override {
+    Copy(device_dst, host_src, bytes, cudaMemcpyHostToDevice);
+    Synchronize();  // the caller may reuse host_src
+  }
+  void CopyToHost(void* host_dst, const void* device_src, size_t bytes) override {
+    Copy(host_dst, device_src, bytes, cudaMemcpyDeviceToHost);
+    Synchronize();
+  }
+  void CopyOnDevice(void* device_dst, const void* device_src, size_t bytes) override {
+    Copy(device_dst, device_src, bytes, cudaMemcpyDeviceToDevice);
+  }
+  void Zero(void* device_ptr, size_t bytes) override {
+    CheckCuda(cudaMemsetAsync(device_ptr, 0, bytes, stream_), "zero");
+  }
+  void Synchronize() override {
+    CheckCuda(cudaStreamSynchronize(stream_), "synchronize");
+    CheckCuda(cudaGetLastError(), "kernel");
+  }
+
+  std::unique_ptr<PackedMatrix> Pack(const void* w, DType from, int64_t rows, int64_t cols,
+                                     DType to) override;
+
+  void EmbeddingGather(const EmbeddingGatherParams& params) override {
+    if (params.num_tokens > 0) LaunchEmbeddingGather(params, stream_);
+  }
+  void RmsNorm(const RmsNormParams& params) override {
+    if (params.num_tokens > 0) LaunchRmsNorm(params, stream_);
+  }
+  void Linear(const LinearParams& params) override;
+  void CausalConv1d(const CausalConv1dParams& params) override {
+    if (params.num_segments > 0) LaunchCausalConv1d(params, stream_);
+  }
+  void SelectiveScan(const SelectiveScanParams& params) override {
+    if (params.num_segments > 0) LaunchSelectiveScan(params, stream_);
+  }
+  void GatherRows(const GatherRowsParams& params) override {
+    if (params.num_rows > 0) LaunchGatherRows(params, stream_);
+  }
+
+ private:
+  void Copy(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind) {
+    CheckCuda(cudaMemcpyAsync(destination, source, bytes, kind, stream_), "copy");
+  }
+
+  std::string device_;
+  cudaStream_t stream_;
+};
+
+std::unique_ptr<PackedMatrix> CudaBackend::Pack(const void* w, DType from, int64_t rows,
+                                                int64_t cols, DType to) {
+  std::vector<float> wide(rows * cols);
+  ConvertToF32(w, from, wide.size(), wide.data());
+  std::vector<PackedFragment> fragments;
+  if (to == DType::kBF16) fragments = PackFragments(wide, rows, cols);
+  const void* host = to == DType::kBF16 ? static_cast<const void*>(fragments.data()) : wide.data();
+  const size_t bytes =
+      to == DType::kBF16 ? fragments.size() * sizeof(PackedFragment) : wide.size() * sizeof(float);
+  void* data = Allocate(bytes);
+  if (!data) return nullptr;
+  CopyToDevice(data, host, bytes);
+  return std::make_unique<CudaPackedMatrix>(data, rows, cols, to, bytes);
+}
+
+void CudaBackend::Linear(const LinearParams& params) {
+  if (params.num_tokens == 0) return;
+  const auto& weight = static_cast<const CudaPackedMatrix&>(*params.weight);
+  const LinearArguments arguments = {params.x,          params.x_stride, weight.data(),
+                                     params.bias,       params.out,      params.out_stride,
+                                     params.num_tokens, weight.rows(),   weight.cols()};
+  if (weight.dtype() == DType::kBF16) {
+    LaunchLinearBF16(arguments, stream_);
+  } else {
+    LaunchLinearF32(arguments, stream_);
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> CreateCudaBackend(int ordinal, std::string* error) {
+  int num_devices = 0;
+  const cudaError_t found = cudaGetDeviceCount(&num_devices);
+  const std::string device = "device cuda:" + std::to_string(ordinal);
+  if (found != cudaSuccess) {
+    *error = device + ": " + cudaGetErrorString(found);
+    return nullptr;
+  }
+  if (ordinal < 0 || ordinal >= num_devices) {
+    *error = device + ": this machine has " + std::to_string(num_devices) + " CUDA devices";
+    return nullptr;
+  }
+  cudaStream_t stream = nullptr;
+  cudaError_t made = cudaSetDevice(ordinal);
+  if (made == cudaSuccess) made = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  if (made != cudaSuccess) {
+    *error = device + ": " + cudaGetErrorString(made);
+    return nullptr;
+  }
+  return std::make_unique<CudaBackend>(ordinal, stream);
+}
+
+}  // namespace vivarium::kernels::cuda

@@ -1,0 +1,157 @@
+// CUDA kernels on the CPU: the subset of CUDA that kernels/cuda uses, as host C++, so that kernel
+// logic is tested, under ASan and UBSan too, on machines without a GPU. kernels/cuda/device.h
+// includes this header where the compiler is not nvcc.
+//
+// One fiber per CUDA thread, one block after the other, on the calling OS thread. A fiber runs
+// until it meets a collective (block barrier, warp collective), where it waits for the others. What
+// this makes visible:
+//   - a missing barrier: threads run in a random order, new for each block, and dynamic shared
+//   memory
+//     starts as NaN bytes (static __shared__ does not exist here: kernels use DYNAMIC_SHARED);
+//   - a missing wait for an asynchronous copy, or a buffer filled too early: a copy is done at once
+//   or
+//     at the wait, at random;
+//   - a divergent barrier or warp collective: reported by LastError, and the launch ends;
+//   - an access out of bounds: device memory is plain heap memory, ASan sees it.
+// What it can't show: races that a barrier-free order happens to hide, bank conflicts, register
+// spills, occupancy, the hardware's rounding of approximate functions.
+//
+// Thread-safety: launches from different OS threads are independent of each other.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <string>
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __restrict__ __restrict
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+namespace cuda_on_cpu {
+
+inline constexpr int kWarpSize = 32;
+inline constexpr int kMaxThreadsPerBlock = 1024;
+inline constexpr size_t kMaxSharedBytes = 227 * 1024;  // of a block on sm_90
+
+// A deliberate fault in the launches of this OS thread, to prove that tests notice it.
+struct Fault {
+  enum class Kind { kNone, kSkipBarrier, kSkipAsyncWait, kDropLastBlock };
+  Kind kind = Kind::kNone;
+  int index = 0;  // which barrier or wait, counted per thread of a block
+};
+void InjectFault(const Fault& fault);
+
+// What went wrong in a launch of this OS thread since the last call, "" = nothing. Clears it.
+std::string LastError();
+
+// Collectives that one thread of each block has met in the last launch.
+struct LaunchCounts {
+  int barriers = 0;
+  int async_waits = 0;
+};
+LaunchCounts LastLaunchCounts();
+
+void Launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread_body);
+
+// Of the running CUDA thread.
+dim3 ThreadIndex();
+dim3 BlockIndex();
+dim3 BlockDimension();
+dim3 GridDimension();
+unsigned char* SharedMemory();
+
+// Where in the source a collective is: all threads that meet in one must have the same.
+struct Site {
+  const char* file;
+  int line;
+  bool operator==(const Site&) const = default;
+};
+
+void BlockBarrier(Site site);
+void WarpBarrier(Site site);
+// Every thread of the warp gives `value` (at most 8 bytes) and gets that of `source_lane`.
+uint64_t WarpExchange(uint64_t value, int source_lane, Site site);
+// Every thread of the warp gives `num_bytes` at `mine`; `all` receives those of lanes 0 .. 31.
+void WarpGather(const void* mine, size_t num_bytes, void* all, Site site);
+// Copies `copy_bytes` bytes, at some time before the AsyncWait that its group is due at returns.
+void AsyncCopy(void* shared_destination, const void* source, int copy_bytes);
+void AsyncCommit();
+void AsyncWait(int max_groups_in_flight);
+
+template <typename T>
+T WarpShuffle(T value, int source_lane, Site site) {
+  static_assert(sizeof(T) <= 8);
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  bits = WarpExchange(bits, source_lane, site);
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
+int LaneIndex();
+
+}  // namespace cuda_on_cpu
+
+#define threadIdx (::cuda_on_cpu::ThreadIndex())
+#define blockIdx (::cuda_on_cpu::BlockIndex())
+#define blockDim (::cuda_on_cpu::BlockDimension())
+#define gridDim (::cuda_on_cpu::GridDimension())
+
+#define CUDA_ON_CPU_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
+inline void __syncthreads(CUDA_ON_CPU_SITE) { ::cuda_on_cpu::BlockBarrier({file, line}); }
+inline void __syncwarp(unsigned = ~0u, CUDA_ON_CPU_SITE) {
+  ::cuda_on_cpu::WarpBarrier({file, line});
+}
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int lane_mask, CUDA_ON_CPU_SITE) {
+  return ::cuda_on_cpu::WarpShuffle(value, ::cuda_on_cpu::LaneIndex() ^ lane_mask, {file, line});
+}
+template <typename T>
+T __shfl_sync(unsigned, T value, int source_lane, CUDA_ON_CPU_SITE) {
+  return ::cuda_on_cpu::WarpShuffle(value, source_lane, {file, line});
+}
+
+inline float __uint_as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+inline uint32_t __float_as_uint(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+// ---- The runtime API: one device, whose memory is the heap; every call is complete at its return.
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorLaunchFailure = 719 };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+using cudaStream_t = void*;
+
+cudaError_t cudaMalloc(void** pointer, size_t bytes);  // filled with NaN bytes
+cudaError_t cudaFree(void* pointer);
+cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes,
+                            cudaMemcpyKind kind, cudaStream_t stream);
+cudaError_t cudaMemsetAsync(void* pointer, int byte, size_t bytes, cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaSetDevice(int ordinal);
+// The error of the launches since the last call.
+cudaError_t cudaGetLastError();
+const char* cudaGetErrorString(cudaError_t error);
+inline constexpr unsigned cudaStreamNonBlocking = 1;
