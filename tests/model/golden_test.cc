@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -176,6 +177,52 @@ TEST_P(GoldenTest, GoesOnFromImportedStates) {
   harness->ZeroSlot(3);
   harness->Feed(std::span(tokens).first(position), 3, GetParam().chunk);
   ExpectStates(states, harness.get(), 3, kStateTolerance);
+}
+
+// bf16 weights. Where the file's weights are bf16 and activations are not rounded, nothing changes.
+// Else weights or activations lose 16 bits: measured on these models 0.22 .. 0.47 at most and
+// 0.020 .. 0.039 root mean square, on logits whose standard deviation is 2.04; states 0.072 at
+// most.
+TEST_P(GoldenTest, Bf16WeightsStayWithinTheirTolerance) {
+  const Golden golden(GetParam().model);
+  auto harness = Load(golden.directory(), GetParam().isa, WeightFormat::kBF16);
+  if (harness == nullptr) GTEST_SKIP() << "no " << GetParam().isa << " on this processor";
+  const bool is_exact = GetParam().model == "tiny-mamba-bf16" && GetParam().isa != "avx512";
+  double sum_of_squares = 0.0;
+  size_t count = 0;
+  for (const nlohmann::json& sequence : golden.json().at("sequences")) {
+    SCOPED_TRACE(sequence.at("name"));
+    harness->ZeroSlot(1);
+    const std::vector<float> logits =
+        harness->Feed(sequence.at("tokens").get<std::vector<int32_t>>(), 1, GetParam().chunk);
+    const std::vector<float> expected = golden.Array(sequence.at("logits"));
+    EXPECT_LE(MaxAbsDiff(logits, expected), is_exact ? kLogitTolerance : 0.8f);
+    ExpectStates(golden.States(sequence.at("states")), harness.get(), 1,
+                 is_exact ? kStateTolerance : 0.15f);
+    for (size_t i = 0; i < logits.size(); ++i) {
+      sum_of_squares += (logits[i] - expected[i]) * (logits[i] - expected[i]);
+    }
+    count += logits.size();
+  }
+  EXPECT_LE(std::sqrt(sum_of_squares / static_cast<double>(count)), is_exact ? 1e-5 : 0.06);
+}
+
+TEST(TorchFileGolden, SameBitsAndFingerprintAsSafetensors) {
+  const Golden golden("tiny-mamba-statespaces-naming");
+  const test::TempDir directory;
+  for (const char* name : {"config.json", "pytorch_model.bin"}) {
+    std::filesystem::copy(golden.directory() + "/" + name, directory.path());
+  }
+  auto torch = Load(directory.path(), "", WeightFormat::kF32);
+  auto safetensors = Load(golden.directory(), "", WeightFormat::kF32);
+  auto hugging_face = Load(Golden("tiny-mamba").directory(), "", WeightFormat::kF32);
+  ASSERT_TRUE(torch != nullptr && safetensors != nullptr && hugging_face != nullptr);
+  EXPECT_EQ(torch->model().fingerprint(), safetensors->model().fingerprint());
+  EXPECT_EQ(torch->model().fingerprint(), hugging_face->model().fingerprint());
+  const auto tokens = golden.json().at("sequences").at(2).at("tokens").get<std::vector<int32_t>>();
+  const std::vector<float> logits = torch->Feed(tokens, 0, 64);
+  EXPECT_EQ(logits, safetensors->Feed(tokens, 0, 64));
+  EXPECT_EQ(logits, hugging_face->Feed(tokens, 0, 64));
 }
 
 std::vector<Case> Cases() {
