@@ -31,6 +31,8 @@ class BpeModel {
   // Its views into the ids of earlier words make it belong to one output vector.
   class Work {
    public:
+    size_t num_cached_words() const { return cache_.size(); }
+
     // The longest word needs 16 + 8 bytes here per byte, and the heap's growth.
     struct Symbol {
       int32_t id;

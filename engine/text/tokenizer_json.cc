@@ -7,6 +7,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
+#include "engine/text/byte_level.h"
 #include "engine/text/json_fields.h"
 #include "engine/text/tokenizer.h"
 #include "engine/text/tokenizer_pipeline_json.h"
@@ -60,9 +61,12 @@ absl::Status ReadVocab(const json& vocab, TokenizerSpec* spec, IdOfKey* id_of_ke
   for (auto it = vocab.begin(); it != vocab.end(); ++it) {
     const std::string place = absl::StrCat("model.vocab['", it.key(), "']");
     if (it.key().empty()) return absl::InvalidArgumentError("model.vocab has an empty token");
-    if (it.key().size() > 2 * kMaxTokenBytes) {  // two bytes at most write one
-      return absl::InvalidArgumentError(absl::StrCat("model.vocab has a token of ", it.key().size(),
-                                                     " bytes, at most ", 2 * kMaxTokenBytes));
+    const size_t num_bytes = it.key().size() <= kMaxTokenBytes
+                                 ? it.key().size()
+                                 : ReadByteAlphabet(it.key()).value_or(it.key()).size();
+    if (num_bytes > kMaxTokenBytes) {
+      return absl::InvalidArgumentError(absl::StrCat("model.vocab has a token of ", num_bytes,
+                                                     " bytes, at most ", kMaxTokenBytes));
     }
     if (!it->is_number_integer()) {
       return absl::InvalidArgumentError(

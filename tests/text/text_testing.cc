@@ -77,7 +77,7 @@ nlohmann::json SmallTokenizerJson() {
 void AddToken(nlohmann::json* tokenizer, int32_t id, const std::string& content,
               const nlohmann::json& flags) {
   nlohmann::json token = {{"id", id}, {"content", content}};
-  token.update(flags);
+  if (!flags.is_null()) token.update(flags);
   (*tokenizer)["added_tokens"].push_back(std::move(token));
 }
 

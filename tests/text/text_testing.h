@@ -25,7 +25,7 @@ std::unique_ptr<Tokenizer> FromJsonOrDie(const std::string& tokenizer_json,
 // A tokenizer of the 256 bytes (id = byte), some merges ("he", "ll", "hell", "hello", " w", "the"
 // ...) from id 256 on, and the special tokens <|end|> = 300 and <|user|> = 301.
 nlohmann::json SmallTokenizerJson();
-// Adds an added token to it.
+// Adds an added token to it; `flags` may be empty.
 void AddToken(nlohmann::json* tokenizer, int32_t id, const std::string& content,
               const nlohmann::json& flags);
 
