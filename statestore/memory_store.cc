@@ -313,7 +313,7 @@ absl::StatusOr<RequestRecord> MemoryStore::GetRequest(const std::string& tenant,
   absl::MutexLock lock(&mutex_);
   std::optional<RequestRecord> request = FindOptional(tenants_[tenant].requests, request_id);
   if (!request.has_value() || request->expires <= clock_()) {
-    return absl::NotFoundError("request id: unknown or expired");
+    return RequestNotFound();
   }
   return *std::move(request);
 }

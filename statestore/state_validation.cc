@@ -326,11 +326,17 @@ absl::Status ValidateCommit(const Commit& commit) {
                    kMaxCommitStates);
   }
   std::set<std::string> ids;
+  size_t num_tokens = 0;
   for (const Commit::NewState& state : commit.states) {
     if (absl::Status status = ValidateNewState(commit, state); !status.ok()) return status;
     if (!ids.insert(state.manifest.id).second) {
       return Invalid("commit has state ", state.manifest.id, " twice");
     }
+    num_tokens += state.manifest.transcript.size();
+  }
+  if (num_tokens > kMaxTranscriptTokens) {
+    return Invalid("commit with ", num_tokens, " transcript tokens, expected at most ",
+                   kMaxTranscriptTokens);
   }
   if (commit.head_move.has_value()) {
     absl::Status status = ValidateSessionName(commit.head_move->session);

@@ -11,9 +11,9 @@
 
 namespace vivarium::statestore {
 
-inline constexpr size_t kMaxIdentityBytes = 512;  // each field of ModelIdentity
-inline constexpr size_t kMaxTextTailBytes = 3;    // of incomplete UTF-8
-inline constexpr size_t kMaxTranscriptTokens = 1 << 24;
+inline constexpr size_t kMaxIdentityBytes = 512;         // each field of ModelIdentity
+inline constexpr size_t kMaxTextTailBytes = 3;           // of incomplete UTF-8
+inline constexpr size_t kMaxTranscriptTokens = 1 << 24;  // of a state, and of a commit
 inline constexpr size_t kMaxRequestHashBytes = 128;
 inline constexpr size_t kMaxParts = 1 << 14;
 inline constexpr size_t kMaxPartNameBytes = 128;

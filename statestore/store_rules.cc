@@ -16,6 +16,8 @@ absl::Status SessionNotFound(const std::string& name) {
   return absl::NotFoundError(absl::StrCat("session \"", name, "\": unknown"));
 }
 
+absl::Status RequestNotFound() { return absl::NotFoundError("request id: unknown or expired"); }
+
 bool HasExpired(const StateManifest& manifest, bool is_recent_head, absl::Time now) {
   return manifest.expires <= now && !manifest.pinned && !is_recent_head;
 }

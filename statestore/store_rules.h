@@ -15,6 +15,7 @@ inline constexpr size_t kMaxPageTranscriptTokens = 1 << 22;
 
 absl::Status StateNotFound(const StateId& id);
 absl::Status SessionNotFound(const std::string& name);
+absl::Status RequestNotFound();
 
 // An expired state behaves as a dropped one from that moment on; the sweep only takes its bytes
 // back. `is_recent_head`: some session has it among its recent heads.

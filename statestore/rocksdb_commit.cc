@@ -1,0 +1,289 @@
+// RocksDbStore::Apply.
+#include <algorithm>
+#include <filesystem>
+#include <system_error>
+
+#include "absl/strings/str_cat.h"
+#include "statestore/byte_codec.h"
+#include "statestore/record_codec.h"
+#include "statestore/rocksdb_store_impl.h"
+#include "statestore/state_validation.h"
+#include "statestore/store_rules.h"
+
+namespace vivarium::statestore {
+namespace {
+
+std::vector<std::string> LockKeysOf(const Commit& commit) {
+  std::vector<std::string> keys;
+  if (commit.head_move.has_value()) {
+    keys.push_back(Key(KeyKind::kSession, commit.tenant, commit.head_move->session));
+  }
+  if (commit.request.has_value()) {
+    keys.push_back(Key(KeyKind::kRequest, commit.tenant, commit.request->request_id));
+  }
+  for (const Commit::NewState& state : commit.states) {
+    keys.push_back(Key(KeyKind::kManifest, commit.tenant, state.manifest.id));
+  }
+  return keys;
+}
+
+bool IsOfCommit(const Commit& commit, const StateId& id) {
+  return std::any_of(commit.states.begin(), commit.states.end(),
+                     [&](const auto& state) { return state.manifest.id == id; });
+}
+
+std::string EncodeIntent(uint64_t num_chunks) {
+  std::string bytes;
+  ByteWriter(&bytes).Number<uint32_t>(static_cast<uint32_t>(num_chunks));
+  return bytes;
+}
+
+}  // namespace
+
+RocksDbStore::Reservation::~Reservation() {
+  absl::MutexLock lock(&store_->mutex_);
+  for (const TenantAndId& key : held_) store_->reserved_.erase(key);
+}
+
+bool RocksDbStore::Reservation::Add(const std::string& tenant, const StateId& id) {
+  absl::MutexLock lock(&store_->mutex_);
+  if (!store_->reserved_.emplace(tenant, id).second) return false;
+  held_.emplace_back(tenant, id);
+  return true;
+}
+
+absl::Status RocksDbStore::Apply(const Commit& commit) {
+  const absl::Time begin = absl::Now();
+  if (absl::Status status = ValidateCommit(commit); !status.ok()) return status;
+  uint64_t num_bytes = 0;
+  for (const Commit::NewState& state : commit.states) {
+    const uint64_t slot_bytes = state.slot->size();
+    if (NumChunks(slot_bytes, options_.chunk_bytes) > kMaxChunks) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "state ", state.manifest.id, ": slot of ", slot_bytes, " bytes, expected at most ",
+          kMaxChunks, " chunks of ", options_.chunk_bytes));
+    }
+    num_bytes += StoredBytes(slot_bytes, options_.chunk_bytes);
+  }
+  const absl::Status status = ApplyValid(commit, num_bytes);
+  if (events_ != nullptr) events_->OnCommit(absl::Now() - begin, num_bytes, status);
+  return status;
+}
+
+absl::Status RocksDbStore::ApplyValid(const Commit& commit, uint64_t num_bytes) {
+  Reservation reservation(this);
+  for (const Commit::NewState& state : commit.states) {
+    if (!reservation.Add(commit.tenant, state.manifest.id)) {
+      return absl::AlreadyExistsError(
+          absl::StrCat("state ", state.manifest.id, " is being written"));
+    }
+  }
+  absl::Status status = database_->CheckWritable();
+  if (!status.ok()) return status;
+  std::vector<ChunkTable> tables;
+  bool is_new_request = false;
+  if (!commit.states.empty()) {
+    rocksdb::WriteBatch unused;
+    status = PlanCommit(commit, tables, &unused, &is_new_request);
+    if (status.ok()) status = CheckDiskSpace(num_bytes);
+    if (!status.ok()) return status;
+    status = WriteChunks(commit, &tables);
+  }
+  if (status.ok()) {
+    std::vector<std::string> keys = LockKeysOf(commit);
+    if (keys.empty()) return absl::OkStatus();  // an empty commit
+    const CommitLocks::Holder held = locks_.LockKeys(std::move(keys));
+    rocksdb::WriteBatch batch;
+    status = PlanCommit(commit, tables, &batch, &is_new_request);
+    if (status.ok()) status = database_->Write(&batch, /*sync=*/true);
+  }
+  if (!status.ok()) {
+    for (const Commit::NewState& state : commit.states) {
+      DiscardChunks(commit.tenant, state.manifest.id,
+                    NumChunks(state.slot->size(), options_.chunk_bytes));
+    }
+    return status;
+  }
+  if (is_new_request) {
+    absl::MutexLock lock(&mutex_);
+    ++num_requests_[commit.tenant];
+  }
+  // The commit is durable: what trimming old records meets is reported, not answered.
+  if (absl::Status trimmed = TrimRequests(commit.tenant); !trimmed.ok() && events_ != nullptr) {
+    events_->OnFault(trimmed);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RocksDbStore::CheckDiskSpace(uint64_t num_bytes) {
+  std::error_code error;
+  const std::filesystem::space_info space = std::filesystem::space(directory_, error);
+  if (error) {
+    return absl::UnavailableError(
+        absl::StrCat("store ", directory_, ": cannot ask for free space: ", error.message()));
+  }
+  // Once in the log, once in a blob file.
+  const uint64_t needed_bytes = 2 * num_bytes + options_.disk_reserve_bytes;
+  if (space.available >= needed_bytes) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "disk of the store: ", static_cast<uint64_t>(space.available), " bytes free, expected ",
+      needed_bytes, " (2 x ", num_bytes, " and a reserve of ", options_.disk_reserve_bytes, ")"));
+}
+
+absl::Status RocksDbStore::WriteChunks(const Commit& commit, std::vector<ChunkTable>* tables) {
+  for (const Commit::NewState& state : commit.states) {
+    tables->push_back(MakeChunkTable(*state.slot, options_.chunk_bytes));
+    if (absl::Status status = WriteChunksOf(state, tables->back()); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RocksDbStore::WriteChunksOf(const Commit::NewState& state, const ChunkTable& table) {
+  const StateManifest& manifest = state.manifest;
+  for (uint32_t i = 0; i < table.checksums.size(); ++i) {
+    rocksdb::WriteBatch batch;
+    if (i == 0) {
+      batch.Put(Key(KeyKind::kIntent, manifest.tenant, manifest.id),
+                EncodeIntent(table.checksums.size()));
+    }
+    const std::string key = ChunkKey(manifest.tenant, manifest.id, i);
+    const std::span<const std::byte> payload = ChunkPayload(*state.slot, table.chunk_bytes, i);
+    const auto envelope = ChunkEnvelope(payload.size());
+    const rocksdb::Slice key_parts[] = {key};
+    const rocksdb::Slice value_parts[] = {
+        {envelope.data(), envelope.size()},
+        {reinterpret_cast<const char*>(payload.data()), payload.size()}};
+    batch.Put(database_->chunks(), rocksdb::SliceParts(key_parts, 1),
+              rocksdb::SliceParts(value_parts, 2));
+    if (absl::Status status = database_->Write(&batch, /*sync=*/false); !status.ok()) {
+      return status;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RocksDbStore::PlanCommit(const Commit& commit, const std::vector<ChunkTable>& tables,
+                                      rocksdb::WriteBatch* batch, bool* is_new_request) {
+  Counters difference;
+  absl::Status status = PlanStates(commit, tables, &difference, batch);
+  if (status.ok()) status = PlanRequest(commit, batch, is_new_request);
+  if (status.ok()) status = PlanHeadMove(commit, &difference, batch);
+  if (status.ok() && difference != Counters()) {
+    batch->Merge(KeyPrefix(KeyKind::kCounters, commit.tenant), EncodeCounters(difference));
+  }
+  return status;
+}
+
+absl::Status RocksDbStore::PlanStates(const Commit& commit, const std::vector<ChunkTable>& tables,
+                                      Counters* difference, rocksdb::WriteBatch* batch) {
+  for (size_t i = 0; i < commit.states.size(); ++i) {
+    StoredManifest stored{commit.states[i].manifest, {}};
+    StateManifest& manifest = stored.manifest;
+    const std::string& tenant = manifest.tenant;
+    const std::string key = Key(KeyKind::kManifest, tenant, manifest.id);
+    absl::StatusOr<std::optional<std::string>> existing = database_->Get(key, nullptr);
+    if (!existing.ok()) return existing.status();
+    if (existing->has_value()) {
+      return absl::AlreadyExistsError(absl::StrCat("state ", manifest.id, " exists"));
+    }
+    if (tables.empty()) continue;
+    stored.chunks = tables[i];
+    manifest.stored_bytes = StoredBytes(manifest.layout.slot_bytes, stored.chunks.chunk_bytes);
+    batch->Put(key, EncodeManifest(stored));
+    batch->Delete(Key(KeyKind::kIntent, tenant, manifest.id));
+    if (!manifest.parent_id.empty()) {
+      batch->Put(Key(KeyKind::kChild, tenant, manifest.parent_id, manifest.id), "");
+    }
+    if (!manifest.session.empty()) {
+      batch->Put(Key(KeyKind::kMadeIn, tenant, manifest.session, manifest.id), "");
+    }
+    for (const auto& [name, value] : manifest.labels) {
+      batch->Put(LabelPrefix(tenant, name, value) + manifest.id, "");
+    }
+    if (manifest.expires != absl::InfiniteFuture()) {
+      batch->Put(ExpiryKey(KeyKind::kExpiry, tenant, manifest.expires, manifest.id), "");
+    }
+    *difference += {1, 1, 0, static_cast<int64_t>(manifest.stored_bytes)};
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RocksDbStore::PlanRequest(const Commit& commit, rocksdb::WriteBatch* batch,
+                                       bool* is_new_request) {
+  if (!commit.request.has_value()) return absl::OkStatus();
+  const RequestRecord& request = *commit.request;
+  absl::StatusOr<std::optional<RequestRecord>> current =
+      ReadRequest(commit.tenant, request.request_id);
+  if (!current.ok()) return current.status();
+  *is_new_request = !current->has_value();
+  if (current->has_value()) {
+    if ((*current)->expires > clock_()) return CheckRequest(request, *current);
+    batch->Delete(
+        ExpiryKey(KeyKind::kRequestExpiry, commit.tenant, (*current)->expires, request.request_id));
+  }
+  batch->Put(Key(KeyKind::kRequest, commit.tenant, request.request_id),
+             EncodeRequest(commit.tenant, request));
+  batch->Put(ExpiryKey(KeyKind::kRequestExpiry, commit.tenant, request.expires, request.request_id),
+             "");
+  return absl::OkStatus();
+}
+
+absl::Status RocksDbStore::PlanHeadMove(const Commit& commit, Counters* difference,
+                                        rocksdb::WriteBatch* batch) {
+  if (!commit.head_move.has_value()) return absl::OkStatus();
+  const Commit::HeadMove& move = *commit.head_move;
+  absl::StatusOr<std::optional<Session>> current =
+      ReadSession(commit.tenant, move.session, nullptr);
+  if (!current.ok()) return current.status();
+  if (absl::Status status = CheckEtag(move, *current); !status.ok()) return status;
+  if (!IsOfCommit(commit, move.head)) {
+    if (absl::Status status = ReadLive(commit.tenant, move.head, nullptr).status(); !status.ok()) {
+      return status;
+    }
+  }
+  const Session moved = MovedSession(commit.tenant, move, *current, etags_.Next(), clock_());
+  batch->Put(Key(KeyKind::kSession, commit.tenant, move.session), EncodeSession(moved));
+  batch->Put(Key(KeyKind::kHeadOf, commit.tenant, move.head, move.session), "");
+  if (!current->has_value()) {
+    *difference += {0, 0, 1, 0};
+    return absl::OkStatus();
+  }
+  for (const StateId& id : (*current)->recent_heads) {
+    const auto& kept = moved.recent_heads;
+    if (std::find(kept.begin(), kept.end(), id) == kept.end()) {
+      batch->Delete(Key(KeyKind::kHeadOf, commit.tenant, id, move.session));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void RocksDbStore::DiscardChunks(const std::string& tenant, const StateId& id,
+                                 uint64_t num_chunks) {
+  rocksdb::WriteBatch batch;
+  for (uint64_t i = 0; i < num_chunks; ++i) {
+    batch.Delete(database_->chunks(), ChunkKey(tenant, id, static_cast<uint32_t>(i)));
+  }
+  batch.Delete(Key(KeyKind::kIntent, tenant, id));
+  // What this cannot remove now, the next Open or Sweep will: the intent stays.
+  (void)database_->Write(&batch, /*sync=*/false).ok();
+}
+
+absl::Status RocksDbStore::TrimRequests(const std::string& tenant) {
+  size_t num_requests = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    num_requests = num_requests_[tenant];
+  }
+  const size_t max_requests = options_.max_requests_per_tenant;
+  if (NumRequestsToTrim(num_requests, max_requests) == 0) return absl::OkStatus();
+  const CommitLocks::Holder held = locks_.LockAll();
+  {
+    absl::MutexLock lock(&mutex_);  // another one may have been faster
+    num_requests = num_requests_[tenant];
+  }
+  size_t num_removed = 0;
+  return SweepRequestsOf(tenant, PrefixEnd(KeyPrefix(KeyKind::kRequestExpiry, tenant)),
+                         NumRequestsToTrim(num_requests, max_requests), &num_removed);
+}
+
+}  // namespace vivarium::statestore

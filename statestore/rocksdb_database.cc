@@ -1,0 +1,223 @@
+#include "statestore/rocksdb_database.h"
+
+#include <rocksdb/cache.h>
+#include <rocksdb/env.h>
+#include <rocksdb/table.h>
+#include <rocksdb/utilities/checkpoint.h>
+
+#include <utility>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "statestore/byte_codec.h"
+#include "statestore/record_frame.h"
+#include "statestore/rocksdb_counters.h"
+#include "statestore/rocksdb_keys.h"
+
+namespace vivarium::statestore {
+namespace {
+
+constexpr FrameKind kFormatFrame = {"store format record", "VSTO", 1};
+constexpr char kChunksFamily[] = "chunks";
+constexpr size_t kBlockCacheBytes = 32 << 20;
+constexpr size_t kManifestBufferBytes = 16 << 20;
+constexpr uint64_t kMaxLogBytes = uint64_t{256} << 20;  // of the write-ahead log, before a flush
+constexpr size_t kMinBlobBytes = 4 << 10;
+constexpr uint64_t kBlobFileBytes = uint64_t{128} << 20;
+
+rocksdb::Slice ToSlice(std::string_view bytes) { return {bytes.data(), bytes.size()}; }
+
+rocksdb::DBOptions MakeDbOptions(const RocksDbOptions& options) {
+  rocksdb::DBOptions db_options;
+  db_options.create_if_missing = true;
+  db_options.create_missing_column_families = true;
+  if (options.env != nullptr) db_options.env = options.env;
+  db_options.paranoid_checks = true;
+  // After a failed sync nobody knows what is on disk: no retry, no resume (Rebello et al. 2020,
+  // "Can Applications Recover from fsync Failures?").
+  db_options.max_bgerror_resume_count = 0;
+  // A torn end of the log is what a crash leaves of writes that nobody was told of.
+  db_options.wal_recovery_mode = rocksdb::WALRecoveryMode::kPointInTimeRecovery;
+  db_options.max_total_wal_size = kMaxLogBytes;
+  db_options.max_background_jobs = 2;
+  db_options.keep_log_file_num = 4;  // of RocksDB's own text log
+  db_options.max_log_file_size = 4 << 20;
+  db_options.info_log_level = rocksdb::InfoLogLevel::WARN_LEVEL;
+  db_options.stats_dump_period_sec = 0;
+  db_options.skip_stats_update_on_db_open = true;
+  return db_options;
+}
+
+rocksdb::BlockBasedTableOptions MakeTableOptions() {
+  rocksdb::BlockBasedTableOptions table;
+  table.block_cache = rocksdb::NewLRUCache(kBlockCacheBytes);
+  table.checksum = rocksdb::kXXH3;  // this build's crc32c is slow
+  return table;
+}
+
+rocksdb::ColumnFamilyOptions MakeManifestOptions() {
+  rocksdb::ColumnFamilyOptions family;
+  family.write_buffer_size = kManifestBufferBytes;
+  family.compression = rocksdb::kNoCompression;
+  family.merge_operator = MakeCountersMergeOperator();
+  family.max_successive_merges = 64;  // a read of the counters stays cheap
+  family.table_factory.reset(rocksdb::NewBlockBasedTableFactory(MakeTableOptions()));
+  return family;
+}
+
+rocksdb::ColumnFamilyOptions MakeChunkOptions(const RocksDbOptions& options) {
+  rocksdb::ColumnFamilyOptions family;
+  family.write_buffer_size = options.write_buffer_bytes;
+  family.compression = rocksdb::kNoCompression;
+  family.enable_blob_files = true;
+  family.min_blob_size = kMinBlobBytes;
+  family.blob_file_size = kBlobFileBytes;
+  family.blob_compression_type = rocksdb::kNoCompression;
+  family.enable_blob_garbage_collection = true;
+  family.blob_garbage_collection_age_cutoff = 1.0;
+  family.blob_garbage_collection_force_threshold = 0.3;
+  family.table_factory.reset(rocksdb::NewBlockBasedTableFactory(MakeTableOptions()));
+  return family;
+}
+
+bool IsLockError(const rocksdb::Status& status) {
+  const std::string message = status.ToString();
+  return status.IsIOError() && (absl::StrContains(message, "While lock file") ||
+                                absl::StrContains(message, "lock hold by current process"));
+}
+
+}  // namespace
+
+absl::Status FromRocksDb(const rocksdb::Status& status, const std::string& what) {
+  if (status.ok()) return absl::OkStatus();
+  const std::string message = absl::StrCat(what, ": ", status.ToString());
+  if (status.IsNotFound()) return absl::NotFoundError(message);
+  if (status.IsCorruption()) return absl::DataLossError(message);
+  if (status.IsNoSpace()) return absl::ResourceExhaustedError(message);
+  return absl::UnavailableError(message);
+}
+
+RocksDbRange::RocksDbRange(rocksdb::DB* db, std::string begin, std::string end,
+                           const rocksdb::Snapshot* snapshot)
+    : begin_(std::move(begin)), end_(std::move(end)), lower_(begin_), upper_(end_) {
+  rocksdb::ReadOptions options;
+  options.snapshot = snapshot;
+  options.iterate_lower_bound = &lower_;
+  options.iterate_upper_bound = &upper_;
+  iterator_.reset(db->NewIterator(options));
+}
+
+absl::Status RocksDbRange::status() const { return FromRocksDb(iterator_->status(), "list"); }
+
+absl::StatusOr<std::unique_ptr<RocksDbDatabase>> RocksDbDatabase::Open(
+    const std::string& directory, const RocksDbOptions& options, StoreEvents* events) {
+  auto database = std::unique_ptr<RocksDbDatabase>(new RocksDbDatabase(options, events));
+  if (absl::Status status = database->OpenDb(directory, options); !status.ok()) return status;
+  if (absl::Status status = database->CheckFormat(directory); !status.ok()) return status;
+  return database;
+}
+
+absl::Status RocksDbDatabase::OpenDb(const std::string& directory, const RocksDbOptions& options) {
+  const std::vector<rocksdb::ColumnFamilyDescriptor> families = {
+      {rocksdb::kDefaultColumnFamilyName, MakeManifestOptions()},
+      {kChunksFamily, MakeChunkOptions(options)},
+  };
+  std::vector<rocksdb::ColumnFamilyHandle*> handles;
+  rocksdb::DB* db = nullptr;
+  const rocksdb::Status status =
+      rocksdb::DB::Open(MakeDbOptions(options), directory, families, &handles, &db);
+  if (IsLockError(status)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("store ", directory,
+                     " is open already, in another process or in this one (its file LOCK "
+                     "is held)"));
+  }
+  if (status.IsInvalidArgument()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "store ", directory, ": not one of ours, or of a newer version: ", status.ToString()));
+  }
+  if (!status.ok()) return FromRocksDb(status, absl::StrCat("open store ", directory));
+  db_.reset(db);
+  default_.reset(handles[0]);
+  chunks_.reset(handles[1]);
+  return absl::OkStatus();
+}
+
+absl::Status RocksDbDatabase::CheckFormat(const std::string& directory) {
+  absl::StatusOr<std::optional<std::string>> format = Get(std::string(kFormatKey), nullptr);
+  if (!format.ok()) return format.status();
+  if (format->has_value()) {
+    absl::StatusOr<std::string_view> body = Unframe(kFormatFrame, **format);
+    if (body.ok()) return absl::OkStatus();
+    return absl::Status(body.status().code(),
+                        absl::StrCat("store ", directory, ": ", body.status().message()));
+  }
+  RocksDbRange everything(db_.get(), "", "\xff", nullptr);
+  everything.iterator().SeekToFirst();
+  if (everything.iterator().Valid()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("store ", directory, ": it holds a database of another program"));
+  }
+  if (absl::Status status = everything.status(); !status.ok()) return status;
+  rocksdb::WriteBatch batch;
+  batch.Put(ToSlice(kFormatKey), Frame(kFormatFrame, ""));
+  return Write(&batch, /*sync=*/true);
+}
+
+RocksDbDatabase::~RocksDbDatabase() {
+  if (db_ == nullptr || chunks_ == nullptr || !CheckWritable().ok()) return;
+  // What fails here is still in the log.
+  (void)db_->Flush(rocksdb::FlushOptions(), {default_.get(), chunks_.get()}).ok();
+}
+
+absl::StatusOr<std::optional<std::string>> RocksDbDatabase::Get(const std::string& key,
+                                                                const rocksdb::Snapshot* snapshot) {
+  rocksdb::ReadOptions options;
+  options.snapshot = snapshot;
+  std::string value;
+  const rocksdb::Status status = db_->Get(options, key, &value);
+  if (status.IsNotFound()) return std::optional<std::string>();
+  if (!status.ok()) return FromRocksDb(status, "read");
+  return std::optional<std::string>(std::move(value));
+}
+
+absl::Status RocksDbDatabase::GetChunk(const std::string& key, const rocksdb::Snapshot* snapshot,
+                                       rocksdb::PinnableSlice* chunk) {
+  rocksdb::ReadOptions options;
+  options.snapshot = snapshot;
+  options.verify_checksums = false;  // the manifest has one, of 64 bits, and the caller checks it
+  options.fill_cache = false;
+  return FromRocksDb(db_->Get(options, chunks_.get(), key, chunk), "read chunk");
+}
+
+absl::Status RocksDbDatabase::CheckWritable() const {
+  absl::MutexLock lock(&mutex_);
+  if (fault_.ok()) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat(
+      "the store stopped writing, until the program is restarted, after: ", fault_.message()));
+}
+
+absl::Status RocksDbDatabase::Write(rocksdb::WriteBatch* batch, bool sync) {
+  if (absl::Status status = CheckWritable(); !status.ok()) return status;
+  rocksdb::WriteOptions options;
+  options.sync = sync;
+  const absl::Status status = FromRocksDb(db_->Write(options, batch), "write");
+  if (status.ok()) return status;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (fault_.ok()) fault_ = status;
+  }
+  if (events_ != nullptr) events_->OnFault(status);
+  return status;
+}
+
+absl::Status RocksDbDatabase::Checkpoint(const std::string& directory) {
+  rocksdb::Checkpoint* made = nullptr;
+  rocksdb::Status status = rocksdb::Checkpoint::Create(db_.get(), &made);
+  const std::unique_ptr<rocksdb::Checkpoint> checkpoint(made);
+  if (status.ok()) status = checkpoint->CreateCheckpoint(directory);
+  return FromRocksDb(status, absl::StrCat("backup to ", directory));
+}
+
+}  // namespace vivarium::statestore

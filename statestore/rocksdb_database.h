@@ -1,0 +1,100 @@
+// RocksDbDatabase: one open RocksDB with our options, as the store uses it: reads that answer
+// absl::Status, and writes that stop for good after the first that failed.
+#pragma once
+
+#include <rocksdb/db.h>
+#include <rocksdb/write_batch.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "statestore/rocksdb_store.h"
+
+namespace vivarium::statestore {
+
+// A consistent view; released on destruction. Must not outlive the database.
+class RocksDbSnapshot {
+ public:
+  explicit RocksDbSnapshot(rocksdb::DB* db) : db_(db), snapshot_(db->GetSnapshot()) {}
+  ~RocksDbSnapshot() { db_->ReleaseSnapshot(snapshot_); }
+  RocksDbSnapshot(const RocksDbSnapshot&) = delete;
+  RocksDbSnapshot& operator=(const RocksDbSnapshot&) = delete;
+
+  const rocksdb::Snapshot* get() const { return snapshot_; }
+
+ private:
+  rocksdb::DB* const db_;
+  const rocksdb::Snapshot* const snapshot_;
+};
+
+// The keys in [begin, end), by an iterator that owns its bounds.
+class RocksDbRange {
+ public:
+  RocksDbRange(rocksdb::DB* db, std::string begin, std::string end,
+               const rocksdb::Snapshot* snapshot);
+  RocksDbRange(const RocksDbRange&) = delete;
+  RocksDbRange& operator=(const RocksDbRange&) = delete;
+
+  rocksdb::Iterator& iterator() { return *iterator_; }
+  std::string_view key() const { return {iterator_->key().data(), iterator_->key().size()}; }
+  std::string_view value() const { return {iterator_->value().data(), iterator_->value().size()}; }
+  // Of the iteration so far: check it after the loop.
+  absl::Status status() const;
+
+ private:
+  const std::string begin_, end_;
+  const rocksdb::Slice lower_, upper_;
+  std::unique_ptr<rocksdb::Iterator> iterator_;
+};
+
+// Thread-safe.
+class RocksDbDatabase {
+ public:
+  // Errors of OpenRocksDbStore. The directory exists.
+  static absl::StatusOr<std::unique_ptr<RocksDbDatabase>> Open(const std::string& directory,
+                                                               const RocksDbOptions& options,
+                                                               StoreEvents* events);
+  // Flushes, so that the next Open has no log to replay.
+  ~RocksDbDatabase();
+
+  rocksdb::DB* db() { return db_.get(); }
+  rocksdb::ColumnFamilyHandle* chunks() { return chunks_.get(); }
+
+  // The value, or nothing where there is no such key. `snapshot` may be null.
+  absl::StatusOr<std::optional<std::string>> Get(const std::string& key,
+                                                 const rocksdb::Snapshot* snapshot);
+  // Bytes as stored, unverified: the caller has a checksum. NOT_FOUND where there is no such chunk.
+  absl::Status GetChunk(const std::string& key, const rocksdb::Snapshot* snapshot,
+                        rocksdb::PinnableSlice* chunk);
+  // UNAVAILABLE once a write has failed, naming that failure.
+  absl::Status CheckWritable() const;
+  // `sync`: durable when this returns. A failure is reported as a fault, and is the last write.
+  absl::Status Write(rocksdb::WriteBatch* batch, bool sync);
+  absl::Status Checkpoint(const std::string& directory);
+
+ private:
+  RocksDbDatabase(const RocksDbOptions& options, StoreEvents* events)
+      : events_(events), env_(options.env) {}
+  absl::Status OpenDb(const std::string& directory, const RocksDbOptions& options);
+  absl::Status CheckFormat(const std::string& directory);
+
+  StoreEvents* const events_;
+  rocksdb::Env* const env_;
+  std::unique_ptr<rocksdb::DB> db_;
+  // Declared after db_: handles go before the database.
+  std::unique_ptr<rocksdb::ColumnFamilyHandle> default_;
+  std::unique_ptr<rocksdb::ColumnFamilyHandle> chunks_;
+  mutable absl::Mutex mutex_;
+  absl::Status fault_ ABSL_GUARDED_BY(mutex_);  // of the first write that failed
+};
+
+// DATA_LOSS, RESOURCE_EXHAUSTED or UNAVAILABLE with RocksDB's own words after `what`.
+absl::Status FromRocksDb(const rocksdb::Status& status, const std::string& what);
+
+}  // namespace vivarium::statestore

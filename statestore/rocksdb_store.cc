@@ -1,0 +1,348 @@
+#include "statestore/rocksdb_store.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+
+#include "absl/strings/str_cat.h"
+#include "statestore/record_codec.h"
+#include "statestore/rocksdb_store_impl.h"
+#include "statestore/state_validation.h"
+#include "statestore/store_rules.h"
+
+namespace vivarium::statestore {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr size_t kMaxAncestryReserve = 64;
+
+absl::Status ValidateOptions(const RocksDbOptions& options) {
+  if (options.chunk_bytes < kMinChunkBytes || options.chunk_bytes > kMaxChunkBytes ||
+      options.chunk_bytes % kMinChunkBytes != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("chunk_bytes ", options.chunk_bytes, ": expected a multiple of ",
+                     kMinChunkBytes, " from ", kMinChunkBytes, " to ", kMaxChunkBytes));
+  }
+  if (options.max_requests_per_tenant < 1 || options.max_scanned_per_page < 1 ||
+      options.write_buffer_bytes < (1 << 16)) {
+    return absl::InvalidArgumentError(
+        "max_requests_per_tenant, max_scanned_per_page: expected 1 or more; write_buffer_bytes: "
+        "expected 65536 or more");
+  }
+  return absl::OkStatus();
+}
+
+// States are conversations: nobody else may read them.
+absl::Status MakePrivateDirectory(const std::string& directory) {
+  const auto failed = [&](const char* what, int error) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("store ", directory, ": ", what, ": ", std::strerror(error)));
+  };
+  std::error_code error;
+  const fs::path parent = fs::path(directory).parent_path();
+  if (!parent.empty()) fs::create_directories(parent, error);
+  if (error) return failed("cannot make its parent directory", error.value());
+  if (mkdir(directory.c_str(), 0700) == 0) return absl::OkStatus();
+  if (errno != EEXIST) return failed("cannot make the directory", errno);
+  struct stat info;
+  if (stat(directory.c_str(), &info) != 0) return failed("cannot look at it", errno);
+  if (!S_ISDIR(info.st_mode)) return failed("cannot open it", ENOTDIR);
+  if ((info.st_mode & 0777) != 0700 && chmod(directory.c_str(), 0700) != 0) {
+    return failed("cannot make it private (mode 0700)", errno);
+  }
+  return absl::OkStatus();
+}
+
+// What the files under `directory` occupy.
+uint64_t DiskBytes(const std::string& directory) {
+  uint64_t num_bytes = 0;
+  std::error_code error;  // files come and go: one that is gone counts nothing
+  for (fs::recursive_directory_iterator entry(directory, error), end; !error && entry != end;
+       entry.increment(error)) {
+    struct stat info;
+    if (stat(entry->path().c_str(), &info) == 0 && S_ISREG(info.st_mode)) {
+      num_bytes += static_cast<uint64_t>(info.st_blocks) * 512;
+    }
+  }
+  return num_bytes;
+}
+
+// Whatever is wrong with bytes that we wrote ourselves is a loss of data, unless they are newer
+// than this program.
+absl::Status StoredDataError(const absl::Status& status, const std::string& what) {
+  return absl::Status(absl::IsUnimplemented(status) ? status.code() : absl::StatusCode::kDataLoss,
+                      absl::StrCat(what, ": ", std::string(status.message())));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<StateStore>> OpenRocksDbStore(const std::string& directory,
+                                                             const RocksDbOptions& options,
+                                                             Clock clock, StoreEvents* events) {
+  absl::Status status = ValidateOptions(options);
+  if (status.ok()) status = MakePrivateDirectory(directory);
+  if (!status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<RocksDbDatabase>> database =
+      RocksDbDatabase::Open(directory, options, events);
+  if (!database.ok()) return database.status();
+  auto store = std::make_unique<RocksDbStore>(directory, options, std::move(clock), events,
+                                              *std::move(database));
+  if (status = store->Recover(); !status.ok()) return status;
+  return std::unique_ptr<StateStore>(std::move(store));
+}
+
+absl::Status RocksDbStore::Recover() {
+  absl::Status status = ForEachTenant(KeyKind::kRequestExpiry, [this](const std::string& tenant) {
+    const std::string prefix = KeyPrefix(KeyKind::kRequestExpiry, tenant);
+    RocksDbRange range(database_->db(), prefix, PrefixEnd(prefix), nullptr);
+    size_t num_requests = 0;
+    for (range.iterator().SeekToFirst(); range.iterator().Valid(); range.iterator().Next()) {
+      ++num_requests;
+    }
+    absl::MutexLock lock(&mutex_);
+    num_requests_[tenant] = num_requests;
+    return range.status();
+  });
+  uint64_t num_orphan_chunks = 0;
+  if (status.ok()) status = SweepOrphans(&num_orphan_chunks);
+  if (status.ok()) status = SweepGarbage();
+  if (status.ok() && num_orphan_chunks > 0 && events_ != nullptr) {
+    events_->OnSweep(0, num_orphan_chunks);
+  }
+  return status;
+}
+
+absl::StatusOr<StoredManifest> RocksDbStore::DecodeStored(const std::string& tenant,
+                                                          std::string_view id,
+                                                          std::string_view bytes) const {
+  const std::string what = absl::StrCat("state ", std::string(id));
+  absl::StatusOr<StoredManifest> stored = DecodeManifest(bytes);
+  if (!stored.ok()) return StoredDataError(stored.status(), what);
+  if (stored->manifest.id != id || stored->manifest.tenant != tenant) {
+    return absl::DataLossError(
+        absl::StrCat(what, ": under its key lies the manifest of ", stored->manifest.id));
+  }
+  return stored;
+}
+
+absl::StatusOr<std::optional<StoredManifest>> RocksDbStore::ReadManifest(
+    const std::string& tenant, const StateId& id, const rocksdb::Snapshot* snapshot) {
+  absl::StatusOr<std::optional<std::string>> bytes =
+      database_->Get(Key(KeyKind::kManifest, tenant, id), snapshot);
+  if (!bytes.ok()) return bytes.status();
+  if (!bytes->has_value()) return std::optional<StoredManifest>();
+  absl::StatusOr<StoredManifest> stored = DecodeStored(tenant, id, **bytes);
+  if (!stored.ok()) return stored.status();
+  return std::optional<StoredManifest>(*std::move(stored));
+}
+
+absl::StatusOr<bool> RocksDbStore::HasKeyIn(const std::string& prefix,
+                                            const rocksdb::Snapshot* snapshot) {
+  RocksDbRange range(database_->db(), prefix, PrefixEnd(prefix), snapshot);
+  range.iterator().SeekToFirst();
+  if (range.iterator().Valid()) return true;
+  if (absl::Status status = range.status(); !status.ok()) return status;
+  return false;
+}
+
+absl::StatusOr<bool> RocksDbStore::IsLive(const StateManifest& manifest, absl::Time now,
+                                          const rocksdb::Snapshot* snapshot) {
+  if (manifest.bytes_dropped) return false;
+  if (!HasExpired(manifest, /*is_recent_head=*/false, now)) return true;
+  return HasKeyIn(KeyPrefix(KeyKind::kHeadOf, manifest.tenant, manifest.id), snapshot);
+}
+
+absl::StatusOr<StoredManifest> RocksDbStore::ReadLive(const std::string& tenant, const StateId& id,
+                                                      const rocksdb::Snapshot* snapshot) {
+  absl::StatusOr<std::optional<StoredManifest>> stored = ReadManifest(tenant, id, snapshot);
+  if (!stored.ok()) return stored.status();
+  if (!stored->has_value()) return StateNotFound(id);
+  absl::StatusOr<bool> is_live = IsLive((*stored)->manifest, clock_(), snapshot);
+  if (!is_live.ok()) return is_live.status();
+  if (!*is_live) return StateNotFound(id);
+  return **std::move(stored);
+}
+
+absl::StatusOr<StateManifest> RocksDbStore::Shown(StoredManifest stored, absl::Time now,
+                                                  const rocksdb::Snapshot* snapshot) {
+  absl::StatusOr<bool> is_live = IsLive(stored.manifest, now, snapshot);
+  if (!is_live.ok()) return is_live.status();
+  return *is_live ? std::move(stored.manifest) : AsDropped(std::move(stored.manifest));
+}
+
+absl::StatusOr<std::optional<Session>> RocksDbStore::ReadSession(
+    const std::string& tenant, const std::string& name, const rocksdb::Snapshot* snapshot) {
+  absl::StatusOr<std::optional<std::string>> bytes =
+      database_->Get(Key(KeyKind::kSession, tenant, name), snapshot);
+  if (!bytes.ok()) return bytes.status();
+  if (!bytes->has_value()) return std::optional<Session>();
+  const std::string what = absl::StrCat("session \"", name, "\"");
+  absl::StatusOr<Session> session = DecodeSession(**bytes);
+  if (!session.ok()) return StoredDataError(session.status(), what);
+  if (session->tenant != tenant || session->name != name) {
+    return absl::DataLossError(absl::StrCat(what, ": under its key lies another session"));
+  }
+  return std::optional<Session>(*std::move(session));
+}
+
+absl::StatusOr<std::optional<RequestRecord>> RocksDbStore::ReadRequest(
+    const std::string& tenant, const std::string& request_id) {
+  absl::StatusOr<std::optional<std::string>> bytes =
+      database_->Get(Key(KeyKind::kRequest, tenant, request_id), nullptr);
+  if (!bytes.ok()) return bytes.status();
+  if (!bytes->has_value()) return std::optional<RequestRecord>();
+  absl::StatusOr<RequestRecord> request = DecodeRequest(tenant, request_id, **bytes);
+  if (!request.ok()) return StoredDataError(request.status(), "finished request");
+  return std::optional<RequestRecord>(*std::move(request));
+}
+
+absl::StatusOr<SavedState> RocksDbStore::LoadVerified(const std::string& tenant,
+                                                      const StateId& id) {
+  absl::Status status = ValidateTenant(tenant);
+  if (status.ok()) status = ValidateStateId(id);
+  if (!status.ok()) return status;
+  // A deletion in between must not look like lost chunks.
+  const RocksDbSnapshot snapshot(database_->db());
+  absl::StatusOr<StoredManifest> stored = ReadLive(tenant, id, snapshot.get());
+  if (!stored.ok()) return stored.status();
+  SavedState state{std::move(stored->manifest), engine::StateBuffer()};
+  state.slot = engine::StateBuffer(state.manifest.layout.slot_bytes);
+  const ChunkTable& table = stored->chunks;
+  for (uint32_t i = 0; i < table.checksums.size(); ++i) {
+    rocksdb::PinnableSlice chunk;
+    status = database_->GetChunk(ChunkKey(tenant, id, i), snapshot.get(), &chunk);
+    if (absl::IsUnavailable(status)) return status;  // the disk could not be read: try again
+    if (status.ok()) {
+      status = DecodeChunk({chunk.data(), chunk.size()}, table.checksums[i],
+                           ChunkPayload(state.slot, table.chunk_bytes, i));
+    }
+    if (!status.ok()) {
+      return StoredDataError(
+          status, absl::StrCat("state ", id, ", chunk ", i, " of ", table.checksums.size()));
+    }
+  }
+  return state;
+}
+
+absl::StatusOr<SavedState> RocksDbStore::Load(const std::string& tenant, const StateId& id) {
+  const absl::Time begin = absl::Now();
+  absl::StatusOr<SavedState> state = LoadVerified(tenant, id);
+  if (events_ != nullptr) {
+    events_->OnLoad(absl::Now() - begin, state.ok() ? state->manifest.stored_bytes : 0,
+                    state.status());
+  }
+  return state;
+}
+
+absl::Status RocksDbStore::VerifyState(const std::string& tenant, const StateId& id) {
+  return LoadVerified(tenant, id).status();
+}
+
+absl::StatusOr<StateManifest> RocksDbStore::GetManifest(const std::string& tenant,
+                                                        const StateId& id) {
+  absl::Status status = ValidateTenant(tenant);
+  if (status.ok()) status = ValidateStateId(id);
+  if (!status.ok()) return status;
+  const RocksDbSnapshot snapshot(database_->db());
+  absl::StatusOr<StoredManifest> stored = ReadLive(tenant, id, snapshot.get());
+  if (!stored.ok()) return stored.status();
+  return std::move(stored->manifest);
+}
+
+absl::StatusOr<std::vector<StateManifest>> RocksDbStore::Ancestry(const std::string& tenant,
+                                                                  const StateId& id, size_t limit) {
+  absl::Status status = ValidateTenant(tenant);
+  if (status.ok()) status = ValidateStateId(id);
+  if (!status.ok()) return status;
+  const RocksDbSnapshot snapshot(database_->db());
+  const absl::Time now = clock_();
+  std::vector<StateManifest> chain;
+  chain.reserve(std::min(limit, kMaxAncestryReserve));
+  for (StateId next = id; !next.empty() && chain.size() < limit;) {
+    absl::StatusOr<std::optional<StoredManifest>> stored =
+        ReadManifest(tenant, next, snapshot.get());
+    if (!stored.ok()) return stored.status();
+    if (!stored->has_value()) break;
+    absl::StatusOr<StateManifest> shown = Shown(**std::move(stored), now, snapshot.get());
+    if (!shown.ok()) return shown.status();
+    next = shown->parent_id;
+    chain.push_back(*std::move(shown));
+  }
+  if (chain.empty() && limit > 0) return StateNotFound(id);
+  return chain;
+}
+
+absl::StatusOr<Session> RocksDbStore::GetSession(const std::string& tenant,
+                                                 const std::string& name) {
+  absl::Status status = ValidateTenant(tenant);
+  if (status.ok()) status = ValidateSessionName(name);
+  if (!status.ok()) return status;
+  absl::StatusOr<std::optional<Session>> session = ReadSession(tenant, name, nullptr);
+  if (!session.ok()) return session.status();
+  if (!session->has_value()) return SessionNotFound(name);
+  return **std::move(session);
+}
+
+absl::StatusOr<RequestRecord> RocksDbStore::GetRequest(const std::string& tenant,
+                                                       const std::string& request_id) {
+  absl::Status status = ValidateTenant(tenant);
+  if (status.ok()) status = ValidateRequestId(request_id);
+  if (!status.ok()) return status;
+  absl::StatusOr<std::optional<RequestRecord>> request = ReadRequest(tenant, request_id);
+  if (!request.ok()) return request.status();
+  if (!request->has_value() || (*request)->expires <= clock_()) return RequestNotFound();
+  return **std::move(request);
+}
+
+absl::StatusOr<StoreStats> RocksDbStore::Stats() {
+  Counters total;
+  absl::Status status = ForEachTenant(KeyKind::kCounters, [&](const std::string& tenant) {
+    absl::StatusOr<std::optional<std::string>> bytes =
+        database_->Get(KeyPrefix(KeyKind::kCounters, tenant), nullptr);
+    if (!bytes.ok()) return bytes.status();
+    Counters counters;
+    if (!bytes->has_value() || !DecodeCounters(**bytes, &counters)) {
+      return absl::DataLossError(absl::StrCat("counters of tenant ", tenant, ": malformed"));
+    }
+    total += counters;
+    return absl::OkStatus();
+  });
+  if (!status.ok()) return status;
+  StoreStats stats;
+  stats.num_states = static_cast<uint64_t>(total.num_states);
+  stats.num_manifests = static_cast<uint64_t>(total.num_manifests);
+  stats.num_sessions = static_cast<uint64_t>(total.num_sessions);
+  stats.live_bytes = static_cast<uint64_t>(total.live_bytes);
+  stats.disk_bytes = DiskBytes(directory_);
+  return stats;
+}
+
+absl::Status RocksDbStore::Backup(const std::string& directory) {
+  std::error_code error;
+  if (directory.empty() || fs::exists(directory, error)) {
+    return absl::AlreadyExistsError(
+        absl::StrCat("backup to \"", directory, "\": expected a new directory"));
+  }
+  if (absl::Status status = database_->CheckWritable(); !status.ok()) return status;
+  // Made inside a private directory, so that nobody can read it before it is private itself.
+  const std::string making = directory + ".making";
+  fs::remove_all(making, error);
+  absl::Status status = MakePrivateDirectory(making);
+  const std::string made = making + "/store";
+  if (status.ok()) status = database_->Checkpoint(made);
+  if (status.ok() &&
+      (chmod(made.c_str(), 0700) != 0 || std::rename(made.c_str(), directory.c_str()) != 0)) {
+    status =
+        absl::UnavailableError(absl::StrCat("backup to ", directory, ": ", std::strerror(errno)));
+  }
+  fs::remove_all(making, error);
+  return status;
+}
+
+}  // namespace vivarium::statestore

@@ -1,0 +1,192 @@
+// RocksDbStore: the implementation behind OpenRocksDbStore. Its parts: rocksdb_store.cc (opening,
+// reading), rocksdb_commit.cc (Apply), rocksdb_list.cc, rocksdb_update.cc, rocksdb_sweep.cc.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "statestore/commit_locks.h"
+#include "statestore/rocksdb_counters.h"
+#include "statestore/rocksdb_database.h"
+#include "statestore/rocksdb_keys.h"
+#include "statestore/rocksdb_store.h"
+#include "statestore/state_id.h"
+#include "statestore/state_store.h"
+
+namespace vivarium::statestore {
+
+// How a commit goes:
+//   1. its ids are reserved, and it is checked for the first time, so that a stale one costs
+//   nothing;
+//   2. per state an intent, then the chunks, unsynced;
+//   3. under the locks of its session and request it is checked for good, and one synced batch
+//      writes manifests, indexes, head and request, and takes the intents away.
+// The log keeps the order: whoever finds the batch after a crash finds the chunks. An intent that
+// survives without its batch names the orphans; Open and Sweep remove them.
+//
+// Deletion looks at descendants and sessions of any name: it holds all locks, for one state at a
+// time.
+class RocksDbStore final : public StateStore {
+ public:
+  RocksDbStore(std::string directory, const RocksDbOptions& options, Clock clock,
+               StoreEvents* events, std::unique_ptr<RocksDbDatabase> database)
+      : directory_(std::move(directory)),
+        options_(options),
+        clock_(clock),
+        events_(events),
+        etags_(std::move(clock)),
+        database_(std::move(database)) {}
+
+  // Once, before anything else: counts requests, removes what unfinished work left.
+  absl::Status Recover();
+
+  absl::Status Apply(const Commit& commit) override;
+  absl::StatusOr<SavedState> Load(const std::string& tenant, const StateId& id) override;
+  absl::StatusOr<StateManifest> GetManifest(const std::string& tenant, const StateId& id) override;
+  absl::StatusOr<Page<StateManifest>> ListStates(const std::string& tenant,
+                                                 const StateFilter& filter, int page_size,
+                                                 const std::string& page_token) override;
+  absl::StatusOr<StateManifest> UpdateState(const std::string& tenant, const StateId& id,
+                                            const StateUpdate& update) override;
+  absl::Status DeleteState(const std::string& tenant, const StateId& id) override;
+  absl::Status VerifyState(const std::string& tenant, const StateId& id) override;
+  absl::StatusOr<std::vector<StateManifest>> Ancestry(const std::string& tenant, const StateId& id,
+                                                      size_t limit) override;
+  absl::StatusOr<Session> GetSession(const std::string& tenant, const std::string& name) override;
+  absl::StatusOr<Page<Session>> ListSessions(const std::string& tenant, int page_size,
+                                             const std::string& page_token) override;
+  absl::Status DeleteSession(const std::string& tenant, const std::string& name,
+                             const std::string& expected_etag) override;
+  absl::StatusOr<RequestRecord> GetRequest(const std::string& tenant,
+                                           const std::string& request_id) override;
+  absl::Status Sweep(absl::Time now) override;
+  absl::StatusOr<StoreStats> Stats() override;
+  absl::Status Backup(const std::string& directory) override;
+
+ private:
+  using TenantAndId = std::pair<std::string, std::string>;
+
+  // Keeps ids of states from every other writer and from the sweep of orphans, while it lives.
+  class Reservation;
+
+  // --- reading (rocksdb_store.cc). `snapshot` may be null: the newest. ---
+  // Nothing where there is no manifest. Any malformed one is DATA_LOSS, naming it.
+  absl::StatusOr<std::optional<StoredManifest>> ReadManifest(const std::string& tenant,
+                                                             const StateId& id,
+                                                             const rocksdb::Snapshot* snapshot);
+  absl::StatusOr<StoredManifest> DecodeStored(const std::string& tenant, std::string_view id,
+                                              std::string_view bytes) const;
+  absl::StatusOr<bool> HasKeyIn(const std::string& prefix, const rocksdb::Snapshot* snapshot);
+  absl::StatusOr<bool> IsLive(const StateManifest& manifest, absl::Time now,
+                              const rocksdb::Snapshot* snapshot);
+  // NOT_FOUND where the bytes are dropped or expired.
+  absl::StatusOr<StoredManifest> ReadLive(const std::string& tenant, const StateId& id,
+                                          const rocksdb::Snapshot* snapshot);
+  absl::StatusOr<StateManifest> Shown(StoredManifest stored, absl::Time now,
+                                      const rocksdb::Snapshot* snapshot);
+  absl::StatusOr<std::optional<Session>> ReadSession(const std::string& tenant,
+                                                     const std::string& name,
+                                                     const rocksdb::Snapshot* snapshot);
+  absl::StatusOr<std::optional<RequestRecord>> ReadRequest(const std::string& tenant,
+                                                           const std::string& request_id);
+  absl::StatusOr<SavedState> LoadVerified(const std::string& tenant, const StateId& id);
+
+  // --- committing (rocksdb_commit.cc) ---
+  absl::Status ApplyValid(const Commit& commit, uint64_t num_bytes);
+  absl::Status CheckDiskSpace(uint64_t num_bytes);
+  absl::Status WriteChunks(const Commit& commit, std::vector<ChunkTable>* tables);
+  absl::Status WriteChunksOf(const Commit::NewState& state, const ChunkTable& table);
+  // Everything a commit must be checked for; fills `batch` on the way. `tables` may be empty for a
+  // first check. `is_new_request`: no record lies under its id yet, not even an expired one.
+  absl::Status PlanCommit(const Commit& commit, const std::vector<ChunkTable>& tables,
+                          rocksdb::WriteBatch* batch, bool* is_new_request);
+  absl::Status PlanStates(const Commit& commit, const std::vector<ChunkTable>& tables,
+                          Counters* difference, rocksdb::WriteBatch* batch);
+  absl::Status PlanRequest(const Commit& commit, rocksdb::WriteBatch* batch, bool* is_new_request);
+  absl::Status PlanHeadMove(const Commit& commit, Counters* difference, rocksdb::WriteBatch* batch);
+  void DiscardChunks(const std::string& tenant, const StateId& id, uint64_t num_chunks);
+  absl::Status TrimRequests(const std::string& tenant);
+
+  // --- listing (rocksdb_list.cc) ---
+  // Where the states that a filter may take are named, newest last.
+  static std::string CandidatesPrefix(const std::string& tenant, const StateFilter& filter);
+
+  // --- removing (rocksdb_sweep.cc) ---
+  // Drops the bytes of a live state and what then nobody needs. Under LockAll.
+  absl::Status DropState(const StoredManifest& stored, bool sync);
+  absl::Status PlanDrop(const StoredManifest& stored, rocksdb::WriteBatch* batch,
+                        Counters* difference);
+  // Removes the manifest `id`, and its ancestors', as far as they are dropped and childless. One
+  // batch takes kMaxRemovedPerBatch; the rest is remembered in it and follows.
+  absl::Status RemoveChain(const std::string& tenant, StateId id, StateId removed_child,
+                           rocksdb::WriteBatch* batch, Counters* difference, StateId* rest);
+  absl::Status FinishRemovals(const std::string& tenant, StateId id);
+  absl::StatusOr<bool> HasOtherChild(const std::string& tenant, const StateId& id,
+                                     const StateId& child);
+  absl::Status SweepExpired(absl::Time now, uint64_t* num_expired);
+  absl::Status SweepExpiredOf(const std::string& tenant, absl::Time now, uint64_t* num_expired);
+  absl::Status DropIfExpired(const std::string& tenant, const StateId& id, absl::Time now,
+                             uint64_t* num_expired);
+  absl::Status SweepRequests(absl::Time now);
+  absl::Status SweepRequestsOf(const std::string& tenant, const std::string& end,
+                               size_t max_removed, size_t* num_removed);
+  absl::Status SweepOrphans(uint64_t* num_orphan_chunks);
+  absl::Status SweepGarbage();
+  // Calls `visit(tenant)` for every tenant that has keys of this kind.
+  template <typename Visit>
+  absl::Status ForEachTenant(KeyKind kind, Visit visit);
+
+  const std::string directory_;
+  const RocksDbOptions options_;
+  const Clock clock_;
+  StoreEvents* const events_;
+  UlidGenerator etags_;
+  const std::unique_ptr<RocksDbDatabase> database_;
+  CommitLocks locks_;
+  absl::Mutex mutex_;
+  std::set<TenantAndId> reserved_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, size_t> num_requests_ ABSL_GUARDED_BY(mutex_);  // by tenant
+};
+
+class RocksDbStore::Reservation {
+ public:
+  explicit Reservation(RocksDbStore* store) : store_(store) {}
+  ~Reservation();
+  Reservation(const Reservation&) = delete;
+  Reservation& operator=(const Reservation&) = delete;
+
+  // False, and nothing changed, when somebody else has it.
+  bool Add(const std::string& tenant, const StateId& id);
+
+ private:
+  RocksDbStore* const store_;
+  std::vector<TenantAndId> held_;
+};
+
+template <typename Visit>
+absl::Status RocksDbStore::ForEachTenant(KeyKind kind, Visit visit) {
+  std::string begin = {static_cast<char>(kind), '/'};
+  const std::string end = PrefixEnd(begin);
+  while (true) {
+    std::string tenant;
+    {
+      RocksDbRange range(database_->db(), begin, end, nullptr);
+      range.iterator().SeekToFirst();
+      if (!range.iterator().Valid()) return range.status();
+      tenant = std::string(KeyTenant(range.key()));
+    }
+    if (absl::Status status = visit(tenant); !status.ok()) return status;
+    begin = PrefixEnd(KeyPrefix(kind, tenant));
+  }
+}
+
+inline rocksdb::Slice AsSlice(std::string_view bytes) { return {bytes.data(), bytes.size()}; }
+
+}  // namespace vivarium::statestore

@@ -1,0 +1,68 @@
+#include "tests/statestore/store_harness.h"
+
+#include <utility>
+
+#include "statestore/memory_store.h"
+
+namespace vivarium::statestore {
+
+void RecordingEvents::OnCommit(absl::Duration /*latency*/, uint64_t bytes,
+                               const absl::Status& status) {
+  ++(status.ok() ? num_commits : num_failed_commits);
+  if (status.ok()) committed_bytes += bytes;
+}
+
+void RecordingEvents::OnLoad(absl::Duration /*latency*/, uint64_t /*bytes*/,
+                             const absl::Status& /*status*/) {
+  ++num_loads;
+}
+
+void RecordingEvents::OnFault(const absl::Status& /*status*/) { ++num_faults; }
+
+void RecordingEvents::OnSweep(uint64_t expired, uint64_t orphan_chunks) {
+  num_expired += expired;
+  num_orphan_chunks += orphan_chunks;
+}
+
+RocksDbOptions SmallOptions() {
+  RocksDbOptions options;
+  options.chunk_bytes = 256;
+  options.disk_reserve_bytes = 0;
+  options.write_buffer_bytes = 256 << 10;
+  return options;
+}
+
+StoreHarness::StoreHarness(StoreKind kind, RocksDbOptions options)
+    : kind_(kind), options_(options) {
+  if (kind == StoreKind::kMemory) {
+    store_ = std::make_unique<MemoryStore>(clock_.AsClock(), &events_);
+  } else {
+    Reopen();
+  }
+}
+
+void StoreHarness::Reopen() {
+  if (kind_ == StoreKind::kMemory) return;
+  store_.reset();
+  absl::StatusOr<std::unique_ptr<StateStore>> opened =
+      OpenRocksDbStore(directory(), options_, clock_.AsClock(), &events_);
+  if (!opened.ok()) {
+    ADD_FAILURE() << opened.status();
+    std::abort();
+  }
+  store_ = *std::move(opened);
+}
+
+SavedState StoreHarness::Save(uint64_t number, const StateId& parent_id,
+                              const std::string& session) {
+  SavedState state = SampleState(SampleId(number), number);
+  state.manifest.parent_id = parent_id;
+  state.manifest.session = session;
+  Commit commit = CommitOf(state);
+  if (!session.empty()) commit.head_move = Commit::HeadMove{session, state.manifest.id, "*"};
+  const absl::Status status = store_->Apply(commit);
+  EXPECT_TRUE(status.ok()) << status;
+  return state;
+}
+
+}  // namespace vivarium::statestore
