@@ -58,7 +58,7 @@ absl::Status CheckAddress(std::string_view option, const std::string& address, b
 
 absl::Status CheckSizes(const ServerOptions& o) {
   constexpr int64_t kDay = 24 * 3600;
-  const std::array<IntRange, 15> ranges = {{
+  const std::array<IntRange, 14> ranges = {{
       {"threads", o.threads, 0, 256},
       {"max-slots", o.max_slots, 1, 4096},
       {"max-live-streams", o.max_live_streams, 1, 1 << 16},
@@ -72,7 +72,6 @@ absl::Status CheckSizes(const ServerOptions& o) {
       {"default-ttl-seconds", o.default_ttl_seconds, 0, 100 * 366 * kDay},
       {"sweep-seconds", o.sweep_seconds, 1, kDay},
       {"request-ttl-seconds", o.request_ttl_seconds, 1, 30 * kDay},
-      {"max-request-records", o.max_request_records, 1, 1 << 24},
       {"drain-seconds", o.drain_seconds, 0, kDay},
   }};
   for (const IntRange& range : ranges) {

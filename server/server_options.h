@@ -52,9 +52,8 @@ struct ServerOptions {
   // States. 0 = states of requests without a ttl never expire.
   int64_t default_ttl_seconds = 0;
   int32_t sweep_seconds = 60;  // how often expired states and requests are dropped
-  // Finished requests that are remembered for idempotent retries: how long, and how many at most.
+  // How long finished requests are remembered for idempotent retries (the store bounds how many).
   int32_t request_ttl_seconds = 3600;
-  int32_t max_request_records = 100000;
 
   int32_t drain_seconds = 30;  // that streams get to finish on a drain, unless it says otherwise
   int32_t io_threads = 4;      // that wait for the store

@@ -1,0 +1,176 @@
+#include "server/generate_plan.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/errors.h"
+#include "server/sampling.h"
+#include "server/validate.h"
+
+namespace vivarium::server {
+namespace {
+
+// Session and source state of the request; leaves the plan's explanation.
+absl::Status FindSource(const Parts& parts, const GenerateParams& params, GeneratePlan* plan) {
+  if (!params.session.empty()) {
+    SessionManager& sessions = *parts.sessions;
+    auto session = params.save.head == SavePlan::Head::kStands
+                       ? sessions.Read(DefaultTenant(), params.session, params.expected_etag)
+                       : sessions.Lease(DefaultTenant(), params.session, params.expected_etag);
+    if (!session.ok()) return session.status();
+    plan->session = *std::move(session);
+    plan->session_created = !plan->session->current && params.save.head != SavePlan::Head::kStands;
+  }
+  if (!params.state_id.empty()) {
+    plan->source_state_id = params.state_id;
+  } else if (params.fresh) {
+    plan->reuse = kReuseFresh;
+    plan->reuse_explanation = "nothing reused: a fresh start was asked for";
+  } else if (!plan->session) {
+    plan->reuse = kReuseNoSource;
+    plan->reuse_explanation = "nothing reused: neither a state nor a session was named";
+  } else if (plan->session->current) {
+    plan->source_state_id = plan->session->current->head;
+  } else {
+    plan->reuse = kReuseNewSession;
+    plan->reuse_explanation =
+        absl::StrCat("nothing reused: session ", params.session, " did not exist");
+  }
+  if (plan->source_state_id.empty()) return absl::OkStatus();
+  auto source = LoadSource(parts, plan->source_state_id);
+  if (!source.ok()) return source.status();
+  plan->request.source = *std::move(source);
+  plan->reuse = kReuseRestored;
+  plan->reuse_explanation =
+      absl::StrCat("restored ",
+                   params.state_id.empty() ? absl::StrCat("the head of session ", params.session)
+                                           : absl::StrCat("state ", plan->source_state_id),
+                   ": ", plan->request.source->position, " tokens are not computed again");
+  plan->numerics_changed =
+      plan->request.source->identity.numerics_id != parts.model.identity.numerics_id;
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CheckIdentity(const engine::ModelIdentity& served, const engine::ModelIdentity& source,
+                           const std::string& state_id) {
+  const auto mismatch = [&](std::string_view reason, const char* what, const std::string& have,
+                            const std::string& want) {
+    return WithReason(
+        absl::FailedPreconditionError(absl::StrCat(
+            "state ", state_id, " belongs to ", what, " ", have.empty() ? "(none)" : have,
+            "; the server has ", want.empty() ? "(none)" : want)),
+        reason, {{"state_id", state_id}, {"state", have}, {"server", want}});
+  };
+  if (source.fingerprint != served.fingerprint) {
+    return mismatch("MODEL_MISMATCH", "model", source.fingerprint, served.fingerprint);
+  }
+  if (source.tokenizer_hash != served.tokenizer_hash) {
+    return mismatch("TOKENIZER_MISMATCH", "tokenizer", source.tokenizer_hash,
+                    served.tokenizer_hash);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<engine::StateSnapshot>> LoadSource(const Parts& parts,
+                                                                  const std::string& state_id) {
+  absl::StatusOr<statestore::SavedState> saved = parts.store->Load(DefaultTenant(), state_id);
+  if (absl::IsNotFound(saved.status())) {
+    return WithReason(saved.status(), "STATE_NOT_FOUND", {{"state_id", state_id}});
+  }
+  if (!saved.ok()) return saved.status();
+  statestore::StateManifest& manifest = saved->manifest;
+  absl::Status status = CheckIdentity(parts.model.identity, manifest.identity, state_id);
+  if (!status.ok()) return status;
+  auto source = std::make_unique<engine::StateSnapshot>();
+  source->identity = std::move(manifest.identity);
+  source->layout = std::move(manifest.layout);
+  source->slot = std::move(saved->slot);
+  source->position = manifest.position;
+  source->pending_token = manifest.pending_token;
+  source->sampling = std::move(manifest.sampling);
+  source->recent_tokens = std::move(manifest.recent_tokens);
+  source->text_tail = std::move(manifest.text_tail);
+  source->transcript = std::move(manifest.transcript);
+  return source;
+}
+
+absl::StatusOr<std::vector<int32_t>> EncodeInput(const Parts& parts, const Input& input,
+                                                 const engine::StateSnapshot* source) {
+  if (input.kind == Input::Kind::kTokens) return input.token_ids;
+  if (input.empty()) return std::vector<int32_t>();
+  if (parts.tokenizer == nullptr) {
+    return WithReason(
+        absl::FailedPreconditionError(absl::StrCat(
+            "model ", parts.model.name, " has no tokenizer.json: only token_ids can be its input")),
+        "NO_TOKENIZER");
+  }
+  absl::StatusOr<std::vector<int32_t>> ids;
+  if (input.kind == Input::Kind::kText) {
+    ids = parts.tokenizer->Encode(
+        input.text, {.parse_special = input.parse_special,
+                     .add_bos = source == nullptr && parts.tokenizer->add_bos_token()});
+  } else if (!parts.chat_format) {
+    return WithReason(absl::FailedPreconditionError(parts.no_chat_reason), "NO_CHAT_FORMAT");
+  } else {
+    engine::RenderOptions options;
+    options.continues = source != nullptr;
+    if (source != nullptr) options.pending_token = source->pending_token;
+    ids = parts.chat_format->Render(*parts.tokenizer, input.messages, options);
+  }
+  if (!ids.ok()) return ids.status();
+  const auto max_tokens = static_cast<size_t>(parts.options.max_prompt_tokens);
+  if (ids->size() > max_tokens) {
+    return InvalidField("input", absl::StrCat(ids->size(), " tokens"),
+                        absl::StrCat("at most ", max_tokens));
+  }
+  absl::Status status = CheckTokenIds("input", *ids, parts.model.config.vocab_size);
+  if (!status.ok()) return status;
+  return ids;
+}
+
+RequestLimits LimitsOf(const Parts& parts) {
+  RequestLimits limits;
+  limits.vocab_size = parts.model.config.vocab_size;
+  limits.default_max_tokens = parts.options.default_max_tokens;
+  limits.max_tokens = parts.options.max_tokens;
+  limits.max_prompt_tokens = parts.options.max_prompt_tokens;
+  if (parts.options.default_ttl_seconds > 0) {
+    limits.default_ttl = absl::Seconds(parts.options.default_ttl_seconds);
+  }
+  return limits;
+}
+
+absl::StatusOr<GeneratePlan> PlanGenerate(const Parts& parts, const GenerateParams& params) {
+  GeneratePlan plan;
+  absl::Status status = FindSource(parts, params, &plan);
+  if (!status.ok()) return status;
+  engine::EngineRequest& request = plan.request;
+  if (params.input.empty() && request.source == nullptr) {
+    return InvalidField("input", "empty",
+                        absl::StrCat("an input: session ", params.session, " does not exist yet"));
+  }
+  auto prompt = EncodeInput(parts, params.input, request.source.get());
+  if (!prompt.ok()) return prompt.status();
+  request.prompt = *std::move(prompt);
+  request.sampling =
+      ResolveSampling(params.sampling, parts.model.generation_defaults,
+                      params.input.empty() ? &request.source->sampling : nullptr, FreshSeed());
+  status = engine::ValidateSamplingParams(request.sampling, parts.model.config.vocab_size);
+  if (!status.ok()) return status;
+  request.stop = params.stop;
+  request.max_tokens = params.max_tokens;
+  request.min_tokens = params.min_tokens;
+  request.num_top_logprobs = params.num_top_logprobs;
+  // A drain saves the point reached of every stream that saves anything, so the engine hands it
+  // out for all of them.
+  request.save.at_end = params.save.saves_anything();
+  request.save.at_prompt_end = params.save.at_prompt_end;
+  request.save.every_tokens = params.save.every_tokens;
+  request.priority = params.priority;
+  request.deadline = params.deadline;
+  return plan;
+}
+
+}  // namespace vivarium::server

@@ -1,0 +1,55 @@
+// From a checked request to what the engine runs: session, source state, prompt, sampling.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/runtime/engine.h"
+#include "server/parts.h"
+#include "server/request.h"
+#include "server/session_manager.h"
+
+namespace vivarium::server {
+
+// Whether a source state was used, else why not: a label of metrics.
+inline constexpr std::string_view kReuseRestored = "restored";
+inline constexpr std::string_view kReuseNoSource = "no_source";
+inline constexpr std::string_view kReuseNewSession = "new_session";
+inline constexpr std::string_view kReuseFresh = "fresh";
+
+struct GeneratePlan {
+  engine::EngineRequest request;
+  std::optional<LeasedSession> session;  // leased where its head will move
+  std::string source_state_id;           // "" = from nothing
+  std::string_view reuse;                // kReuse...
+  std::string reuse_explanation;         // the same, for people
+  bool numerics_changed = false;
+  bool session_created = false;
+};
+
+// The bounds of requests to this server.
+RequestLimits LimitsOf(const Parts& parts);
+
+// Blocks on the store. Errors: NOT_FOUND (state), ABORTED (session busy, stale etag),
+// FAILED_PRECONDITION (other model or tokenizer; text without a tokenizer; chat without a format),
+// INVALID_ARGUMENT, DATA_LOSS and the store's others.
+absl::StatusOr<GeneratePlan> PlanGenerate(const Parts& parts, const GenerateParams& params);
+
+// FAILED_PRECONDITION naming both sides when a state belongs to another model or tokenizer.
+absl::Status CheckIdentity(const engine::ModelIdentity& served, const engine::ModelIdentity& source,
+                           const std::string& state_id);
+
+// A stored state as a source. Checks that it belongs to the served model.
+absl::StatusOr<std::unique_ptr<engine::StateSnapshot>> LoadSource(const Parts& parts,
+                                                                  const std::string& state_id);
+
+// The ids of `input`, after `source` (null: at position 0, where BOS goes if the tokenizer wants
+// one). For chats the generation role's prefix comes last.
+absl::StatusOr<std::vector<int32_t>> EncodeInput(const Parts& parts, const Input& input,
+                                                 const engine::StateSnapshot* source);
+
+}  // namespace vivarium::server

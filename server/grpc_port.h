@@ -1,0 +1,30 @@
+// GrpcPort: the gRPC server with every service, health and reflection.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "server/parts.h"
+
+namespace vivarium::server {
+
+inline constexpr int kMaxReceiveBytes = 40 << 20;  // a text of engine::kMaxEncodeBytes fits
+
+// Thread-safe. Destruction closes at once.
+class GrpcPort {
+ public:
+  // Serves at HOST:PORT. `parts` must be complete, and outlive it. UNAVAILABLE when the address
+  // can't be bound.
+  static absl::StatusOr<std::unique_ptr<GrpcPort>> Open(Parts* parts, const std::string& address);
+  virtual ~GrpcPort() = default;
+
+  virtual const std::string& address() const = 0;  // HOST:PORT as bound
+  // What the health service says from now on.
+  virtual void StopServing() = 0;
+  // Takes no calls any more; those open are cancelled after `grace`. Returns when all have ended.
+  virtual void Close(absl::Duration grace) = 0;
+};
+
+}  // namespace vivarium::server

@@ -1,0 +1,266 @@
+#include "server/metrics.h"
+
+#include <prometheus/collectable.h>
+#include <prometheus/counter.h>
+#include <prometheus/exposer.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+#include <prometheus/text_serializer.h>
+
+#include <exception>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "server/process_memory.h"
+#include "server/server_options.h"
+
+namespace vivarium::server {
+namespace {
+
+using prometheus::BuildCounter;
+using prometheus::BuildGauge;
+using prometheus::BuildHistogram;
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+
+// Seconds: from a token of a small model on a fast device to a long prompt on a slow one.
+const prometheus::Histogram::BucketBoundaries& LatencyBuckets() {
+  static const auto* const kBuckets = new prometheus::Histogram::BucketBoundaries{
+      0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60};
+  return *kBuckets;
+}
+
+MetricFamily Single(const char* name, const char* help, MetricType type, double value) {
+  MetricFamily family{name, help, type, {}};
+  family.metric.emplace_back();
+  family.metric[0].counter.value = value;
+  family.metric[0].gauge.value = value;
+  return family;
+}
+
+// Reads the engine when it is scraped.
+class EngineCollector final : public prometheus::Collectable {
+ public:
+  void SetEngine(const engine::Engine* engine) ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    engine_ = engine;
+  }
+
+  std::vector<MetricFamily> Collect() const override ABSL_LOCKS_EXCLUDED(mutex_) {
+    std::vector<MetricFamily> families;
+    const auto counter = [&](const char* name, const char* help, uint64_t value) {
+      families.push_back(Single(name, help, MetricType::Counter, static_cast<double>(value)));
+    };
+    const auto gauge = [&](const char* name, const char* help, uint64_t value) {
+      families.push_back(Single(name, help, MetricType::Gauge, static_cast<double>(value)));
+    };
+    gauge("vivarium_resident_bytes", "Resident memory of the process.", ResidentBytes());
+    absl::MutexLock lock(&mutex_);
+    if (engine_ == nullptr) return families;
+    const engine::EngineStats stats = engine_->Stats();
+    counter("vivarium_engine_steps_total", "Steps of the engine.", stats.steps);
+    counter("vivarium_engine_consumed_tokens_total", "Tokens that went through the model.",
+            stats.consumed_tokens);
+    counter("vivarium_engine_prefill_tokens_total", "Of these, given by clients.",
+            stats.prefill_tokens);
+    counter("vivarium_engine_decode_tokens_total", "Of these, sampled before.",
+            stats.decode_tokens);
+    counter("vivarium_engine_swaps_out_total", "States moved to host memory.", stats.swaps_out);
+    counter("vivarium_engine_swaps_in_total", "States moved back to a slot.", stats.swaps_in);
+    counter("vivarium_engine_rejected_streams_total", "Streams refused: the queue was full.",
+            stats.rejected_streams);
+    gauge("vivarium_streams_queued", "Streams waiting.",
+          static_cast<uint64_t>(stats.queued_streams));
+    gauge("vivarium_streams_live", "Streams running or swapped out.",
+          static_cast<uint64_t>(stats.live_streams));
+    gauge("vivarium_slots_used", "State slots in use.", static_cast<uint64_t>(stats.used_slots));
+    gauge("vivarium_slots", "State slots.", static_cast<uint64_t>(stats.max_slots));
+    gauge("vivarium_host_swap_bytes", "Host memory of swapped-out states.", stats.host_swap_bytes);
+    return families;
+  }
+
+ private:
+  mutable absl::Mutex mutex_;
+  const engine::Engine* engine_ ABSL_GUARDED_BY(mutex_) = nullptr;
+};
+
+}  // namespace
+
+struct Metrics::Families {
+  // Shared with the exposer's threads, which hold it weakly.
+  std::shared_ptr<prometheus::Registry> registry = std::make_shared<prometheus::Registry>();
+  std::shared_ptr<EngineCollector> engine = std::make_shared<EngineCollector>();
+
+  prometheus::Family<prometheus::Counter>& Counter(const char* name, const char* help) {
+    return BuildCounter().Name(name).Help(help).Register(*registry);
+  }
+  prometheus::Histogram& Latency(const char* name, const char* help) {
+    return BuildHistogram().Name(name).Help(help).Register(*registry).Add({}, LatencyBuckets());
+  }
+  prometheus::Gauge& Gauge(const char* name, const char* help) {
+    return BuildGauge().Name(name).Help(help).Register(*registry).Add({});
+  }
+
+  prometheus::Family<prometheus::Counter>& rpcs =
+      Counter("vivarium_rpcs_total", "Finished calls by method and status code.");
+  prometheus::Family<prometheus::Counter>& reuse = Counter(
+      "vivarium_generate_sources_total", "Streams by source: restored, or why nothing was reused.");
+  prometheus::Counter& restored_tokens =
+      Counter("vivarium_restored_tokens_total", "Tokens not computed again, of ended streams.")
+          .Add({});
+  prometheus::Counter& computed_tokens =
+      Counter("vivarium_computed_prompt_tokens_total", "Prompt tokens computed, of ended streams.")
+          .Add({});
+  prometheus::Counter& output_tokens =
+      Counter("vivarium_output_tokens_total", "Tokens generated, of ended streams.").Add({});
+  prometheus::Histogram& queue_time =
+      Latency("vivarium_queue_seconds", "From submission to the first step.");
+  prometheus::Histogram& first_token =
+      Latency("vivarium_time_to_first_token_seconds", "From a call's arrival to its first token.");
+  prometheus::Histogram& token_time =
+      Latency("vivarium_time_per_output_token_seconds", "Mean time between tokens of a stream.");
+  prometheus::Histogram& commit_time =
+      Latency("vivarium_store_commit_seconds", "Durable commits of the store.");
+  prometheus::Histogram& load_time = Latency("vivarium_store_load_seconds", "Loads of states.");
+  prometheus::Counter& committed_bytes =
+      Counter("vivarium_store_committed_bytes_total", "State bytes stored.").Add({});
+  prometheus::Counter& loaded_bytes =
+      Counter("vivarium_store_loaded_bytes_total", "State bytes loaded and verified.").Add({});
+  prometheus::Family<prometheus::Counter>& store_errors =
+      Counter("vivarium_store_errors_total", "Failed operations of the store.");
+  prometheus::Counter& expired_states =
+      Counter("vivarium_store_expired_states_total", "States dropped because they expired.")
+          .Add({});
+  prometheus::Counter& orphan_chunks =
+      Counter("vivarium_store_orphan_chunks_total", "Chunks of unfinished commits, dropped.")
+          .Add({});
+  prometheus::Gauge& states = Gauge("vivarium_states", "States with their bytes.");
+  prometheus::Gauge& sessions = Gauge("vivarium_sessions", "Sessions.");
+  prometheus::Gauge& live_bytes = Gauge("vivarium_store_live_bytes", "Bytes of these states.");
+  prometheus::Gauge& disk_bytes = Gauge("vivarium_store_disk_bytes", "Bytes of the store on disk.");
+  prometheus::Gauge& draining = Gauge("vivarium_draining", "1 while the server drains.");
+
+  std::unique_ptr<prometheus::Exposer> exposer;  // goes first
+};
+
+Metrics::Metrics() : families_(std::make_unique<Families>()) {}
+Metrics::~Metrics() = default;
+
+void Metrics::CountRpc(std::string_view method, const absl::Status& status) {
+  families_->rpcs
+      .Add({{"method", std::string(method)}, {"code", absl::StatusCodeToString(status.code())}})
+      .Increment();
+}
+
+void Metrics::CountReuse(std::string_view reason) {
+  families_->reuse.Add({{"source", std::string(reason)}}).Increment();
+}
+
+void Metrics::CountTokens(uint64_t restored, uint64_t computed, uint64_t output) {
+  families_->restored_tokens.Increment(static_cast<double>(restored));
+  families_->computed_tokens.Increment(static_cast<double>(computed));
+  families_->output_tokens.Increment(static_cast<double>(output));
+}
+
+void Metrics::ObserveQueueTime(absl::Duration duration) {
+  families_->queue_time.Observe(absl::ToDoubleSeconds(duration));
+}
+
+void Metrics::ObserveFirstToken(absl::Duration duration) {
+  families_->first_token.Observe(absl::ToDoubleSeconds(duration));
+}
+
+void Metrics::ObserveTokenTime(absl::Duration duration) {
+  families_->token_time.Observe(absl::ToDoubleSeconds(duration));
+}
+
+void Metrics::ObserveCommit(absl::Duration latency, uint64_t bytes, const absl::Status& status) {
+  families_->commit_time.Observe(absl::ToDoubleSeconds(latency));
+  if (status.ok()) {
+    families_->committed_bytes.Increment(static_cast<double>(bytes));
+  } else {
+    families_->store_errors
+        .Add({{"operation", "commit"}, {"code", absl::StatusCodeToString(status.code())}})
+        .Increment();
+  }
+}
+
+void Metrics::ObserveLoad(absl::Duration latency, uint64_t bytes, const absl::Status& status) {
+  families_->load_time.Observe(absl::ToDoubleSeconds(latency));
+  if (status.ok()) {
+    families_->loaded_bytes.Increment(static_cast<double>(bytes));
+  } else {
+    families_->store_errors
+        .Add({{"operation", "load"}, {"code", absl::StatusCodeToString(status.code())}})
+        .Increment();
+  }
+}
+
+void Metrics::CountSweep(uint64_t num_expired, uint64_t num_orphan_chunks) {
+  families_->expired_states.Increment(static_cast<double>(num_expired));
+  families_->orphan_chunks.Increment(static_cast<double>(num_orphan_chunks));
+}
+
+void Metrics::CountStoreFault() {
+  families_->store_errors.Add({{"operation", "background"}, {"code", "FAULT"}}).Increment();
+}
+
+void Metrics::SetStore(const statestore::StoreStats& stats) {
+  families_->states.Set(static_cast<double>(stats.num_states));
+  families_->sessions.Set(static_cast<double>(stats.num_sessions));
+  families_->live_bytes.Set(static_cast<double>(stats.live_bytes));
+  families_->disk_bytes.Set(static_cast<double>(stats.disk_bytes));
+}
+
+void Metrics::SetDraining(bool is_draining) { families_->draining.Set(is_draining ? 1 : 0); }
+
+void Metrics::SetEngine(const engine::Engine* engine) { families_->engine->SetEngine(engine); }
+
+absl::StatusOr<std::string> Metrics::Listen(const std::string& address) {
+  HostPort parsed;
+  absl::Status status = ParseHostPort("metrics-listen", address, &parsed);
+  if (!status.ok()) return status;
+  // The HTTP library knows numbers only.
+  const std::string host = parsed.host == "localhost" ? "127.0.0.1" : parsed.host;
+  const bool is_v6 = host.find(':') != std::string::npos;
+  const std::string bracketed = is_v6 ? absl::StrCat("[", host, "]") : host;
+  try {
+    families_->exposer = std::make_unique<prometheus::Exposer>(
+        absl::StrCat(bracketed, ":", parsed.port), /*num_threads=*/2);
+  } catch (const std::exception& e) {
+    return absl::UnavailableError(
+        absl::StrCat("--metrics-listen ", address, " can't be bound: ", e.what()));
+  }
+  families_->exposer->RegisterCollectable(families_->registry);
+  families_->exposer->RegisterCollectable(families_->engine);
+  const std::vector<int> ports = families_->exposer->GetListeningPorts();
+  return absl::StrCat(bracketed, ":", ports.empty() ? parsed.port : ports[0]);
+}
+
+std::string Metrics::Text() const {
+  std::vector<MetricFamily> all = families_->registry->Collect();
+  for (MetricFamily& family : families_->engine->Collect()) all.push_back(std::move(family));
+  return prometheus::TextSerializer().Serialize(all);
+}
+
+void StoreObserver::OnCommit(absl::Duration latency, uint64_t bytes, const absl::Status& status) {
+  metrics_->ObserveCommit(latency, bytes, status);
+}
+
+void StoreObserver::OnLoad(absl::Duration latency, uint64_t bytes, const absl::Status& status) {
+  metrics_->ObserveLoad(latency, bytes, status);
+}
+
+void StoreObserver::OnFault(const absl::Status& status) {
+  metrics_->CountStoreFault();
+  if (on_fault_) on_fault_(status);
+}
+
+void StoreObserver::OnSweep(uint64_t num_expired, uint64_t num_orphan_chunks) {
+  metrics_->CountSweep(num_expired, num_orphan_chunks);
+}
+
+}  // namespace vivarium::server

@@ -1,0 +1,62 @@
+// StreamSaver: what one Generate call stores. Its states form a chain parent -> child; the last
+// commit also moves the session's head and keeps the result for idempotent retries.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "engine/runtime/engine.h"
+#include "server/parts.h"
+#include "server/request.h"
+#include "server/session_manager.h"
+#include "statestore/state_store.h"
+
+namespace vivarium::server {
+
+// Makes `newer` cover the tokens of `older` too, which will not be stored.
+void Supersede(const engine::StateSnapshot& older, engine::StateSnapshot* newer);
+
+// Not thread-safe: one piece of work at a time. Every method but the constructor blocks on the
+// store. Holds the session's lease until it is destroyed.
+class StreamSaver {
+ public:
+  struct Origin {
+    std::string source_state_id;           // "" = none
+    std::optional<LeasedSession> session;  // the one whose head may move
+    HoldSet::Hold request;                 // of the request id, if there is one
+  };
+  // `parts` and `params` must outlive it.
+  StreamSaver(const Parts* parts, const GenerateParams* params, Origin origin);
+
+  // Stores a snapshot as the next link. The head does not move.
+  absl::StatusOr<statestore::StateManifest> Save(std::unique_ptr<engine::StateSnapshot> snapshot,
+                                                 bool is_prompt_end);
+
+  struct End {
+    std::optional<statestore::StateManifest> state;  // that counts as the end's; stored
+    std::string session_etag;                        // after the move; "" = no session
+  };
+  // The stream's last commit. `make_result` makes the record's result from the end state's id
+  // ("" = none). After an error nothing of it is visible: the head stands.
+  absl::StatusOr<End> Finish(engine::FinishInfo info,
+                             const std::function<std::string(const std::string&)>& make_result);
+
+ private:
+  statestore::StateManifest NextManifest(engine::StateSnapshot* snapshot) const;
+  bool WantsEndState(engine::FinishReason reason) const;
+  // The head after the stream: "" = it stands.
+  std::string NewHead(engine::FinishReason reason, const std::string& end_state_id) const;
+  statestore::StateManifest AsStored(statestore::StateManifest manifest) const;
+
+  const Parts* const parts_;
+  const GenerateParams* const params_;
+  Origin origin_;
+  std::string last_id_;  // the chain's end so far
+  std::optional<statestore::StateManifest> last_saved_;
+  std::string prompt_end_id_;
+};
+
+}  // namespace vivarium::server
