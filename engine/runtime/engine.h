@@ -126,6 +126,14 @@ struct EngineOptions {
   size_t max_prompt_tokens = 1 << 20;    // EngineRequest::prompt at most
 };
 
+// What an EngineOptions may ask for at most; max_slots also at most the model's max_batch_tokens
+// and max_logit_rows, and at most max_live_streams and max_num_batched_tokens.
+inline constexpr int32_t kMaxSlots = 1 << 14;
+inline constexpr int32_t kMaxLiveStreams = 1 << 16;
+inline constexpr int32_t kMaxQueuedStreams = 1 << 20;
+inline constexpr int32_t kMaxChunkTokens = 1 << 20;   // prefill_chunk_tokens, time_slice_tokens
+inline constexpr int64_t kMaxStreamTokens = 1 << 24;  // max_tokens_limit, max_prompt_tokens
+
 // Counters since Create (totals) and gauges. "No recomputation" is proved from these.
 struct EngineStats {
   uint64_t steps = 0;

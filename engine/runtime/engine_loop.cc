@@ -1,0 +1,287 @@
+#include "engine/runtime/engine_loop.h"
+
+#include <algorithm>
+#include <cassert>
+#include <optional>
+#include <utility>
+
+#include "engine/runtime/logprobs.h"
+
+namespace vivarium::engine {
+namespace {
+
+SchedulerLimits LimitsOf(const EngineOptions& options, const Model& model) {
+  return {.max_slots = options.max_slots,
+          .max_live_streams = options.max_live_streams,
+          .max_num_batched_tokens = options.max_num_batched_tokens,
+          .max_logit_rows = model.max_logit_rows(),
+          .prefill_chunk_tokens = options.prefill_chunk_tokens,
+          .time_slice_tokens = options.time_slice_tokens};
+}
+
+}  // namespace
+
+EngineLoop::EngineLoop(Model* model, ModelIdentity identity, std::unique_ptr<StatePool> pool,
+                       const EngineOptions& options, int64_t num_ids)
+    : model_(model),
+      identity_(std::move(identity)),
+      pool_(std::move(pool)),
+      options_(options),
+      scheduler_(LimitsOf(options, *model)),
+      sampler_(num_ids),
+      logits_row_(model->config().padded_vocab_size) {
+  stats_.max_slots = pool_->num_slots();
+  stats_.slot_bytes = pool_->slot_bytes();
+  stats_.pool_bytes = pool_->pool_bytes();
+}
+
+EngineLoop::~EngineLoop() = default;
+
+void EngineLoop::Add(std::unique_ptr<Sequence> sequence) {
+  const StreamId id = sequence->id();
+  scheduler_.Add(id, sequence->request().priority, sequence->request().deadline, sequence->Need());
+  sequences_.emplace(id, std::move(sequence));
+}
+
+void EngineLoop::Finish(StreamId id, FinishReason reason) {
+  const auto it = sequences_.find(id);
+  if (it != sequences_.end()) FinishSequence(*it->second, {.reason = reason});
+}
+
+void EngineLoop::FinishAll(FinishReason reason) {
+  std::vector<StreamId> ids;
+  for (const auto& [id, sequence] : sequences_) ids.push_back(id);
+  std::sort(ids.begin(), ids.end());
+  for (const StreamId id : ids) Finish(id, reason);
+}
+
+void EngineLoop::FinishExpired(absl::Time now) {
+  for (const StreamId id : scheduler_.Expired(now)) Finish(id, FinishReason::kDeadline);
+}
+
+void EngineLoop::Step() {
+  const StepPlan plan = scheduler_.Plan();
+  for (const StreamId id : plan.swap_out) SwapOut(*sequences_.at(id));
+  for (const StreamId id : plan.slot_in) SlotIn(*sequences_.at(id));
+  const float* logits = Forward(plan.runs);
+  int64_t row = 0;
+  for (const PlannedRun& run : plan.runs) {
+    row += Accept(*sequences_.at(run.id), run.num_tokens,
+                  logits + row * model_->config().padded_vocab_size);
+  }
+}
+
+void EngineLoop::SwapOut(Sequence& sequence) {
+  if (sequence.host.size() == 0) {
+    sequence.host = StateBuffer(pool_->slot_bytes());
+    stats_.host_swap_bytes += sequence.host.size();
+  }
+  pool_->Save(sequence.slot, &sequence.host);
+  pool_->Release(sequence.slot);
+  sequence.slot = -1;
+  ++stats_.swaps_out;
+}
+
+void EngineLoop::SlotIn(Sequence& sequence) {
+  sequence.slot = pool_->Acquire();
+  if (sequence.host.size() > 0) {
+    pool_->Load(sequence.slot, sequence.host);
+  } else {
+    pool_->Zero(sequence.slot);
+  }
+  if (sequence.started) {
+    ++stats_.swaps_in;
+  } else {
+    Start(sequence);
+  }
+}
+
+void EngineLoop::Start(Sequence& sequence) {
+  sequence.started = true;
+  sequence.start_time = Sequence::Clock::now();
+  stats_.host_swap_bytes += sequence.host.size();
+  stats_.restored_tokens += sequence.source_position();
+  sequence.sink().OnStarted(
+      {.queue_time = absl::FromChrono(sequence.start_time - sequence.submit_time),
+       .restored_tokens = sequence.source_position(),
+       .prefill_tokens = sequence.prefill_tokens()});
+  if (sequence.SnapshotDue()) EmitSnapshot(sequence);
+}
+
+int32_t EngineLoop::NumLogitRows(const Sequence& sequence, int32_t num_tokens) const {
+  const RunNeed need = sequence.Need();
+  if (need.logits_every_row) return num_tokens;
+  const bool reaches_end =
+      sequence.position() + num_tokens >= sequence.source_position() + sequence.prefill_tokens();
+  return sequence.request().max_tokens > 0 && reaches_end ? 1 : 0;
+}
+
+const float* EngineLoop::Forward(const std::vector<PlannedRun>& runs) {
+  token_ids_.clear();
+  segments_.clear();
+  logit_rows_.clear();
+  for (const auto& [id, num_tokens] : runs) {
+    if (num_tokens == 0) continue;
+    const Sequence& sequence = *sequences_.at(id);
+    const int32_t begin = static_cast<int32_t>(token_ids_.size());
+    for (int32_t i = 0; i < num_tokens; ++i) {
+      token_ids_.push_back(sequence.TokenAt(sequence.position() + i).id);
+    }
+    segments_.push_back({.token_begin = begin,
+                         .num_tokens = num_tokens,
+                         .read_slot = sequence.slot,
+                         .write_slot = sequence.slot});
+    const int32_t end = begin + num_tokens;
+    for (int32_t row = end - NumLogitRows(sequence, num_tokens); row < end; ++row) {
+      logit_rows_.push_back(row);
+    }
+  }
+  if (token_ids_.empty()) return nullptr;
+  ++stats_.steps;
+  stats_.consumed_tokens += token_ids_.size();
+  return model_->Forward(
+      {.token_ids = token_ids_, .segments = segments_, .logit_rows = logit_rows_}, pool_->slots());
+}
+
+int64_t EngineLoop::Accept(Sequence& sequence, int32_t num_tokens, const float* logits) {
+  if (sequence.is_complete()) {  // had nothing to consume
+    FinishSequence(sequence, {.reason = FinishReason::kLength});
+    return 0;
+  }
+  const int32_t num_logit_rows = NumLogitRows(sequence, num_tokens);
+  (sequence.in_prefill() ? stats_.prefill_tokens : stats_.decode_tokens) += num_tokens;
+  absl::Status status;
+  if (sequence.request().score) status = AcceptScores(sequence, num_tokens, logits);
+  sequence.Consume(num_tokens);
+  std::optional<Ending> ending;
+  if (status.ok() && sequence.needs_sample()) {
+    auto sampled = AcceptSample(sequence, logits);
+    if (sampled.ok()) {
+      ending = *std::move(sampled);
+    } else {
+      status = sampled.status();
+    }
+  }
+  if (!status.ok()) {
+    FinishSequence(sequence, {.reason = FinishReason::kError}, std::move(status));
+    return num_logit_rows;
+  }
+  if (sequence.SnapshotDue()) EmitSnapshot(sequence);
+  if (!ending && sequence.is_complete()) ending = Ending{.reason = FinishReason::kLength};
+  if (ending) {
+    FinishSequence(sequence, *std::move(ending));
+  } else {
+    scheduler_.SetNeed(sequence.id(), sequence.Need());
+  }
+  return num_logit_rows;
+}
+
+absl::Status EngineLoop::AcceptScores(Sequence& sequence, int32_t num_tokens, const float* logits) {
+  for (int32_t i = 0; i < num_tokens; ++i) {
+    const uint64_t scored_index = sequence.position() + i + 1;
+    const auto row = ReadLogits(logits + i * model_->config().padded_vocab_size);
+    const auto softmax = LogSoftmax::Create(row, scored_index);
+    if (!softmax.ok()) return softmax.status();
+    const int32_t token_id = sequence.TokenAt(scored_index).id;
+    sequence.scores.push_back({token_id, (*softmax)(token_id)});
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::optional<Ending>> EngineLoop::AcceptSample(Sequence& sequence,
+                                                               const float* logits) {
+  const EngineRequest& request = sequence.request();
+  const auto row = ReadLogits(logits);
+  const uint64_t position = sequence.position();
+  const auto token_id = sampler_.Sample({.logits = row,
+                                         .params = request.sampling,
+                                         .recent = sequence.RecentUpTo(position - 1),
+                                         .banned_ids = sequence.banned_ids(),
+                                         .position = position});
+  if (!token_id.ok()) return token_id.status();
+  TokenEvent event;
+  if (request.num_top_logprobs >= 0) {
+    const auto softmax = LogSoftmax::Create(row, position);
+    if (!softmax.ok()) return softmax.status();
+    event.logprob = TokenLogprob{*token_id, (*softmax)(*token_id)};
+    event.top_logprobs = softmax->Top(request.num_top_logprobs);
+  }
+  if (sequence.output_tokens() == 0) sequence.first_sample_time = Sequence::Clock::now();
+  std::optional<Ending> ending = sequence.Accept(*token_id, &event);
+  ++stats_.output_tokens;
+  sequence.sink().OnToken(std::move(event));
+  return ending;
+}
+
+std::span<const float> EngineLoop::ReadLogits(const float* device_row) {
+  model_->backend()->CopyToHost(logits_row_.data(), device_row, logits_row_.size() * sizeof(float));
+  model_->backend()->Synchronize();
+  return std::span<const float>(logits_row_).first(sampler_.num_ids());
+}
+
+void EngineLoop::EmitSnapshot(Sequence& sequence) {
+  auto state =
+      std::make_unique<StateSnapshot>(sequence.Describe(identity_, model_->state_layout()));
+  state->slot = StateBuffer(pool_->slot_bytes());
+  pool_->Save(sequence.slot, &state->slot);
+  sequence.sink().OnSnapshot(std::move(state));
+}
+
+std::unique_ptr<StateSnapshot> EngineLoop::TakeFinalState(Sequence& sequence) {
+  auto state =
+      std::make_unique<StateSnapshot>(sequence.Describe(identity_, model_->state_layout()));
+  state->slot = std::move(sequence.host);
+  if (sequence.slot >= 0) {
+    if (state->slot.size() == 0) state->slot = StateBuffer(pool_->slot_bytes());
+    pool_->Save(sequence.slot, &state->slot);
+  }
+  return state;
+}
+
+void EngineLoop::FinishSequence(Sequence& sequence, Ending ending, absl::Status status) {
+  const Sequence::Clock::time_point now = Sequence::Clock::now();
+  FinishInfo info;
+  info.reason = ending.reason;
+  info.status = std::move(status);
+  info.flushed_text = sequence.FlushText();
+  info.stop = std::move(ending.stop);
+  info.stop_token_id = ending.stop_token_id;
+  info.restored_tokens = sequence.source_position();
+  info.prefill_tokens =
+      std::min(sequence.position() - sequence.source_position(), sequence.prefill_tokens());
+  info.output_tokens = sequence.output_tokens();
+  info.position = sequence.position();
+  info.scores = std::move(sequence.scores);
+  if (sequence.started) {
+    const bool has_sampled = sequence.output_tokens() > 0;
+    const auto prefill_done = has_sampled ? sequence.first_sample_time : now;
+    info.prefill_time = absl::FromChrono(prefill_done - sequence.start_time);
+    info.decode_time = absl::FromChrono(now - prefill_done);
+    stats_.host_swap_bytes -= sequence.host.size();
+    // After an error there is no pending token, and the slot's bytes are suspect.
+    if (sequence.request().save.at_end && ending.reason != FinishReason::kError) {
+      info.state = TakeFinalState(sequence);
+    }
+  }
+  if (sequence.slot >= 0) pool_->Release(sequence.slot);
+  sequence.slot = -1;
+  const StreamId id = sequence.id();
+  scheduler_.Remove(id);
+  ++stats_.finished_streams;
+  stats_.cancelled_streams += ending.reason == FinishReason::kCancelled;
+  finished_.push_back(id);
+  sequence.sink().OnFinished(std::move(info));
+  sequences_.erase(id);
+}
+
+EngineStats EngineLoop::stats() const {
+  EngineStats stats = stats_;
+  stats.queued_streams = scheduler_.num_waiting();
+  stats.live_streams = scheduler_.num_live();
+  stats.used_slots = pool_->num_used();
+  return stats;
+}
+
+std::vector<StreamId> EngineLoop::TakeFinished() { return std::exchange(finished_, {}); }
+
+}  // namespace vivarium::engine

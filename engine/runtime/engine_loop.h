@@ -1,0 +1,77 @@
+// EngineLoop: what the engine's thread does, step by step.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/time/time.h"
+#include "engine/model/model.h"
+#include "engine/runtime/engine.h"
+#include "engine/runtime/sampler.h"
+#include "engine/runtime/scheduler.h"
+#include "engine/runtime/sequence.h"
+#include "engine/runtime/state_pool.h"
+
+namespace vivarium::engine {
+
+// Owns the sequences, the slots and the scheduler; single-threaded and without a clock of its own,
+// so a test can drive it step by step. After every call each unfinished stream has a state: a
+// slot's bytes or a host buffer, and a pending token.
+class EngineLoop {
+ public:
+  // `num_ids`: usable token ids. `model` must outlive the loop.
+  EngineLoop(Model* model, ModelIdentity identity, std::unique_ptr<StatePool> pool,
+             const EngineOptions& options, int64_t num_ids);
+  // Streams that are not finished get no more events: call FinishAll first.
+  ~EngineLoop();
+
+  void Add(std::unique_ptr<Sequence> sequence);
+  // No-op for an unknown or finished stream.
+  void Finish(StreamId id, FinishReason reason);
+  void FinishAll(FinishReason reason);
+  void FinishExpired(absl::Time now);
+  // One step: plan, swap, forward, sample, accept, emit.
+  void Step();
+
+  // Nothing to do before the next Add.
+  bool idle() const { return sequences_.empty(); }
+  EngineStats stats() const;
+  // Ids finished since the last call.
+  std::vector<StreamId> TakeFinished();
+
+ private:
+  void SwapOut(Sequence& sequence);
+  void SlotIn(Sequence& sequence);
+  void Start(Sequence& sequence);
+  // Gathers the batch and runs the model; null when no row is to run.
+  const float* Forward(const std::vector<PlannedRun>& runs);
+  // Takes in what the run gave; `logits` are its rows'. Returns the number of rows that it used.
+  int64_t Accept(Sequence& sequence, int32_t num_tokens, const float* logits);
+  absl::Status AcceptScores(Sequence& sequence, int32_t num_tokens, const float* logits);
+  absl::StatusOr<std::optional<Ending>> AcceptSample(Sequence& sequence, const float* logits);
+  int32_t NumLogitRows(const Sequence& sequence, int32_t num_tokens) const;
+  std::span<const float> ReadLogits(const float* device_row);
+  void EmitSnapshot(Sequence& sequence);
+  void FinishSequence(Sequence& sequence, Ending ending, absl::Status status = absl::OkStatus());
+  std::unique_ptr<StateSnapshot> TakeFinalState(Sequence& sequence);
+
+  Model* model_;
+  ModelIdentity identity_;
+  std::unique_ptr<StatePool> pool_;
+  EngineOptions options_;
+  Scheduler scheduler_;
+  Sampler sampler_;
+  absl::flat_hash_map<StreamId, std::unique_ptr<Sequence>> sequences_;
+  std::vector<StreamId> finished_;
+  EngineStats stats_;
+
+  // Of the step under way; kept for their capacity.
+  std::vector<int32_t> token_ids_;
+  std::vector<kernels::Segment> segments_;
+  std::vector<int32_t> logit_rows_;
+  std::vector<float> logits_row_;  // [padded_vocab_size]
+};
+
+}  // namespace vivarium::engine
