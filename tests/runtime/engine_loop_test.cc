@@ -1,0 +1,205 @@
+// The engine's invariants on random schedules, driven step by step on one thread: whatever the
+// options, the neighbours and the order of events, each stream does what it would do alone.
+#include "engine/runtime/engine_loop.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <random>
+
+#include "tests/runtime/engine_harness.h"
+
+namespace vivarium::engine {
+namespace {
+
+using ::vivarium::testing::FakeBackend;
+using ::vivarium::testing::FakeModel;
+
+// A state that came out of some stream, and the whole thread that it stands for.
+struct SavedState {
+  StateSnapshot state;
+  Thread thread;
+};
+
+struct Stream {
+  StreamId id;
+  std::shared_ptr<Recorded> record = std::make_shared<Recorded>();
+  Expected expected;
+  SavePolicy save;
+  bool is_cancelled = false;
+  bool is_checked = false;
+};
+
+class Schedule {
+ public:
+  explicit Schedule(uint64_t seed) : random_(seed) {
+    FakeModel::Options model_options;
+    options_.max_slots = Pick(1, 4);
+    options_.max_live_streams = options_.max_slots + Pick(0, 5);
+    options_.max_num_batched_tokens = options_.max_slots + Pick(0, 12);
+    options_.prefill_chunk_tokens = Pick(1, 9);
+    options_.time_slice_tokens = Pick(1, 6);
+    model_options.max_batch_tokens = options_.max_num_batched_tokens;
+    model_options.max_logit_rows = options_.max_slots + Pick(0, 8);
+    model_options.max_slots = options_.max_slots;
+    model_ = std::make_unique<FakeModel>(&backend_, model_options);
+    auto pool = StatePool::Create(&backend_, model_->state_layout().slot_bytes, options_.max_slots);
+    EXPECT_TRUE(pool.ok());
+    loop_ = std::make_unique<EngineLoop>(model_.get(), FakeIdentity(), *std::move(pool), options_,
+                                         model_->config().vocab_size);
+  }
+
+  void Run() {
+    const int num_events = Pick(4, 60);
+    for (int i = 0; i < num_events && !::testing::Test::HasFailure(); ++i) {
+      const int dice = Pick(0, 99);
+      if (dice < 30) {
+        Submit();
+      } else if (dice < 36 && !streams_.empty()) {
+        Cancel(streams_[Pick(0, static_cast<int>(streams_.size()) - 1)]);
+      } else if (dice < 37) {
+        loop_->FinishExpired(absl::UnixEpoch() + absl::Seconds(++now_s_));
+      } else {
+        Step();
+      }
+      CheckFinished();
+    }
+    if (Pick(0, 3) == 0) loop_->FinishAll(FinishReason::kDrained);
+    constexpr int kMaxSteps = 4000;  // far beyond all work submitted: a stream starves
+    int num_steps = 0;
+    while (!loop_->idle() && ++num_steps < kMaxSteps) Step();
+    EXPECT_LT(num_steps, kMaxSteps) << "a stream starves";
+    CheckFinished();
+    CheckEnd();
+  }
+
+  int num_streams() const { return static_cast<int>(streams_.size()); }
+
+ private:
+  int Pick(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_); }
+
+  EngineRequest RandomRequest(Thread* source_thread) {
+    EngineRequest request;
+    if (!saved_.empty() && Pick(0, 2) > 0) {
+      const SavedState& saved = saved_[Pick(0, static_cast<int>(saved_.size()) - 1)];
+      request.source = std::make_unique<StateSnapshot>(CopySnapshot(saved.state));
+      *source_thread = saved.thread;
+    }
+    const int prompt_size = Pick(request.source ? 0 : 1, Pick(0, 3) == 0 ? 40 : 6);
+    for (int i = 0; i < prompt_size; ++i) request.prompt.push_back(Pick(0, 60));
+    request.score = prompt_size > 0 && Pick(0, 9) == 0;
+    request.max_tokens = request.score || Pick(0, 9) == 0 ? 0 : Pick(1, 25);
+    request.min_tokens = Pick(0, 4) == 0 ? Pick(0, static_cast<int>(request.max_tokens)) : 0;
+    request.sampling.temperature = Pick(0, 2) == 0 ? 0.0f : 1.0f;
+    request.sampling.repetition_penalty = Pick(0, 2) == 0 ? 1.5f : 1.0f;
+    request.sampling.frequency_penalty = Pick(0, 2) == 0 ? 0.25f : 0.0f;
+    request.sampling.seed = random_();
+    request.stop.ignore_eos = Pick(0, 3) == 0;
+    if (Pick(0, 3) == 0) request.stop.stop_token_ids = {Pick(1, 60), Pick(1, 60)};
+    request.num_top_logprobs = Pick(-1, 2);
+    request.save.at_end = Pick(0, 2) > 0;
+    request.save.at_prompt_end = Pick(0, 2) == 0;
+    request.save.every_tokens = Pick(0, 2) == 0 ? Pick(1, 9) : 0;
+    request.priority = Pick(-1, 1);
+    if (Pick(0, 9) == 0) request.deadline = absl::UnixEpoch() + absl::Seconds(now_s_ + 1);
+    return request;
+  }
+
+  void Submit() {
+    Stream stream;
+    Thread source_thread;
+    EngineRequest request = RandomRequest(&source_thread);
+    stream.id = streams_.size() + 1;
+    stream.save = request.save;
+    stream.expected = Predict(*model_, source_thread, request);
+    auto sequence = Sequence::Create(stream.id, std::move(request),
+                                     std::make_unique<RecordingSink>(stream.record), nullptr,
+                                     model_->config().eos_token_ids);
+    ASSERT_TRUE(sequence.ok());
+    loop_->Add(*std::move(sequence));
+    streams_.push_back(std::move(stream));
+  }
+
+  void Cancel(Stream& stream) {
+    stream.is_cancelled = true;
+    loop_->Finish(stream.id, FinishReason::kCancelled);
+    EXPECT_EQ(stream.record->num_finished, 1) << "finished now, or had been before";
+  }
+
+  void Step() {
+    loop_->Step();
+    const EngineStats stats = loop_->stats();
+    EXPECT_LE(stats.used_slots, options_.max_slots);
+    EXPECT_LE(stats.live_streams, options_.max_live_streams);
+  }
+
+  void CheckFinished() {
+    for (Stream& stream : streams_) {
+      if (stream.is_checked || !stream.record->finished) continue;
+      stream.is_checked = true;
+      EXPECT_TRUE(stream.record->sink_destroyed);
+      ExpectStream(*model_, *stream.record, stream.expected, stream.save);
+      FinishInfo& info = *stream.record->finished;
+      if (info.reason == FinishReason::kCancelled) EXPECT_TRUE(stream.is_cancelled);
+      Keep(stream, std::move(info.state));
+      for (auto& snapshot : stream.record->snapshots) Keep(stream, std::move(snapshot));
+    }
+  }
+
+  void Keep(const Stream& stream, std::unique_ptr<StateSnapshot> state) {
+    if (state == nullptr) return;
+    const Thread& thread = stream.expected.thread;
+    Thread own(thread.begin(), thread.begin() + state->position + 1);
+    saved_.push_back({std::move(*state), std::move(own)});
+  }
+
+  void CheckEnd() {
+    uint64_t restored = 0, output = 0, consumed = 0;
+    for (const Stream& stream : streams_) {
+      ASSERT_EQ(stream.record->num_finished, 1);
+      const FinishInfo& info = *stream.record->finished;
+      if (stream.record->started) restored += info.restored_tokens;
+      output += info.output_tokens;
+      consumed += info.position - info.restored_tokens;
+    }
+    const EngineStats stats = loop_->stats();
+    EXPECT_EQ(stats.used_slots, 0) << "a slot leaked";
+    EXPECT_EQ(stats.live_streams, 0);
+    EXPECT_EQ(stats.queued_streams, 0);
+    EXPECT_EQ(stats.host_swap_bytes, 0u);
+    EXPECT_EQ(stats.finished_streams, streams_.size());
+    EXPECT_EQ(stats.restored_tokens, restored);
+    EXPECT_EQ(stats.output_tokens, output);
+    EXPECT_EQ(stats.consumed_tokens, consumed) << "no token is computed twice";
+    EXPECT_EQ(stats.consumed_tokens, static_cast<uint64_t>(model_->num_rows));
+    EXPECT_EQ(stats.prefill_tokens + stats.decode_tokens, stats.consumed_tokens);
+    EXPECT_EQ(backend_.num_allocations, 1) << "device memory is allocated at start-up only";
+  }
+
+  std::mt19937_64 random_;
+  FakeBackend backend_;
+  EngineOptions options_;
+  std::unique_ptr<FakeModel> model_;
+  std::unique_ptr<EngineLoop> loop_;
+  std::vector<Stream> streams_;
+  std::vector<SavedState> saved_;
+  int64_t now_s_ = 0;
+};
+
+// VIVARIUM_LONG_TESTS=1 runs ten times as many.
+TEST(EngineLoop, EachStreamDoesWhatItWouldDoAloneOnAnySchedule) {
+  const int num_schedules = std::getenv("VIVARIUM_LONG_TESTS") != nullptr ? 100000 : 10000;
+  int64_t num_streams = 0;
+  for (int seed = 0; seed < num_schedules; ++seed) {
+    SCOPED_TRACE(seed);
+    Schedule schedule(seed);
+    schedule.Run();
+    num_streams += schedule.num_streams();
+    if (HasFailure()) return;
+  }
+  EXPECT_GT(num_streams, 5 * num_schedules);
+}
+
+}  // namespace
+}  // namespace vivarium::engine
