@@ -132,7 +132,9 @@ void ExpectStream(const testing::FakeModel& model, const Recorded& record, const
   std::optional<uint64_t> parent;
   if (expected.has_source) parent = expected.source_position;
   EXPECT_EQ(info.restored_tokens, expected.source_position);
-  if (record.started) EXPECT_EQ(record.started->restored_tokens, expected.source_position);
+  if (record.started) {
+    EXPECT_EQ(record.started->restored_tokens, expected.source_position);
+  }
 
   std::vector<uint64_t> due;
   for (uint64_t p = expected.source_position; p <= info.position; ++p) {

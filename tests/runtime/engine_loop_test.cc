@@ -141,7 +141,9 @@ class Schedule {
       EXPECT_TRUE(stream.record->sink_destroyed);
       ExpectStream(*model_, *stream.record, stream.expected, stream.save);
       FinishInfo& info = *stream.record->finished;
-      if (info.reason == FinishReason::kCancelled) EXPECT_TRUE(stream.is_cancelled);
+      if (info.reason == FinishReason::kCancelled) {
+        EXPECT_TRUE(stream.is_cancelled);
+      }
       Keep(stream, std::move(info.state));
       for (auto& snapshot : stream.record->snapshots) Keep(stream, std::move(snapshot));
     }
