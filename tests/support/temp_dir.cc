@@ -15,13 +15,22 @@ namespace {
   std::abort();
 }
 
+std::string DefaultBase() {
+  const char* base = std::getenv("TMPDIR");
+  return base != nullptr && *base != '\0' ? base : "/tmp";
+}
+
 }  // namespace
 
-TempDir::TempDir() {
-  const char* base = std::getenv("TMPDIR");
-  path_ = std::string(base != nullptr && *base != '\0' ? base : "/tmp") + "/vivarium-test-" +
-          std::string(6, 'X');
+TempDir::TempDir(const std::string& base) : path_(base + "/vivarium-test-" + std::string(6, 'X')) {
   if (mkdtemp(path_.data()) == nullptr) Die("cannot make a temporary directory", path_);
+}
+
+TempDir::TempDir() : TempDir(DefaultBase()) {}
+
+TempDir TempDir::InMemory() {
+  std::error_code ignored;
+  return TempDir(std::filesystem::is_directory("/dev/shm", ignored) ? "/dev/shm" : DefaultBase());
 }
 
 TempDir::~TempDir() {

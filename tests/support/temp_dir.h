@@ -9,6 +9,8 @@ namespace vivarium::test {
 class TempDir {
  public:
   TempDir();  // under TMPDIR or /tmp, mode 0700; aborts when it can't be made
+  // Under /dev/shm where there is one: for tests that write thousands of small files.
+  static TempDir InMemory();
   ~TempDir();
   TempDir(const TempDir&) = delete;
   TempDir& operator=(const TempDir&) = delete;
@@ -17,6 +19,8 @@ class TempDir {
   std::string File(std::string_view name) const { return path_ + "/" + std::string(name); }
 
  private:
+  explicit TempDir(const std::string& base);
+
   std::string path_;
 };
 
