@@ -30,7 +30,7 @@ class ThreadedEngine final : public Engine {
         eos_ids_(std::move(eos_ids)),
         mailbox_(options.max_queued_streams),
         loop_(model, identity, std::move(pool), options, num_ids) {
-    mailbox_.Publish(loop_.stats(), {});
+    mailbox_.Publish(loop_.stats());
     thread_ = std::thread([this] { Run(); });
   }
 
@@ -77,7 +77,8 @@ class ThreadedEngine final : public Engine {
       loop_.FinishExpired(now);
       if (now >= mail.drain_deadline) loop_.FinishAll(FinishReason::kDrained);
       if (!loop_.idle()) loop_.Step();
-      mailbox_.Publish(loop_.stats(), loop_.TakeFinished());
+      mailbox_.Publish(loop_.stats());
+      mailbox_.Forget(loop_.DeliverFinished());
     }
   }
 

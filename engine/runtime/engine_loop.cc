@@ -269,9 +269,9 @@ void EngineLoop::FinishSequence(Sequence& sequence, Ending ending, absl::Status 
   scheduler_.Remove(id);
   ++stats_.finished_streams;
   stats_.cancelled_streams += ending.reason == FinishReason::kCancelled;
-  finished_.push_back(id);
-  sequence.sink().OnFinished(std::move(info));
-  sequences_.erase(id);
+  const auto it = sequences_.find(id);
+  finished_.push_back({std::move(it->second), std::move(info)});
+  sequences_.erase(it);
 }
 
 EngineStats EngineLoop::stats() const {
@@ -282,6 +282,14 @@ EngineStats EngineLoop::stats() const {
   return stats;
 }
 
-std::vector<StreamId> EngineLoop::TakeFinished() { return std::exchange(finished_, {}); }
+std::vector<StreamId> EngineLoop::DeliverFinished() {
+  std::vector<StreamId> ids;
+  for (Finished& finished : std::exchange(finished_, {})) {
+    ids.push_back(finished.sequence->id());
+    finished.sequence->sink().OnFinished(std::move(finished.info));
+    finished.sequence.reset();
+  }
+  return ids;
+}
 
 }  // namespace vivarium::engine

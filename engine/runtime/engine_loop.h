@@ -24,7 +24,7 @@ class EngineLoop {
   // `num_ids`: usable token ids. `model` must outlive the loop.
   EngineLoop(Model* model, ModelIdentity identity, std::unique_ptr<StatePool> pool,
              const EngineOptions& options, int64_t num_ids);
-  // Streams that are not finished get no more events: call FinishAll first.
+  // Streams without their last event never get it: call FinishAll and DeliverFinished first.
   ~EngineLoop();
 
   void Add(std::unique_ptr<Sequence> sequence);
@@ -35,11 +35,14 @@ class EngineLoop {
   // One step: plan, swap, forward, sample, accept, emit.
   void Step();
 
+  // The last event of the streams that have finished since the last call; their sinks are
+  // destroyed. Apart from finishing them, so that stats() can be published first: who hears of the
+  // end of a stream finds it counted. Returns their ids.
+  std::vector<StreamId> DeliverFinished();
+
   // Nothing to do before the next Add.
-  bool idle() const { return sequences_.empty(); }
+  bool idle() const { return sequences_.empty() && finished_.empty(); }
   EngineStats stats() const;
-  // Ids finished since the last call.
-  std::vector<StreamId> TakeFinished();
 
  private:
   void SwapOut(Sequence& sequence);
@@ -64,7 +67,11 @@ class EngineLoop {
   Scheduler scheduler_;
   Sampler sampler_;
   absl::flat_hash_map<StreamId, std::unique_ptr<Sequence>> sequences_;
-  std::vector<StreamId> finished_;
+  struct Finished {
+    std::unique_ptr<Sequence> sequence;
+    FinishInfo info;
+  };
+  std::vector<Finished> finished_;  // not yet delivered
   EngineStats stats_;
 
   // Of the step under way; kept for their capacity.

@@ -76,10 +76,15 @@ Mailbox::Mail Mailbox::Take(bool wait) {
   return mail;
 }
 
-void Mailbox::Publish(const EngineStats& stats, const std::vector<StreamId>& finished) {
+void Mailbox::Publish(const EngineStats& stats) {
   absl::MutexLock lock(&mutex_);
   stats_ = stats;
   taken_waiting_ = stats.queued_streams;
+}
+
+void Mailbox::Forget(const std::vector<StreamId>& finished) {
+  if (finished.empty()) return;
+  absl::MutexLock lock(&mutex_);
   for (const StreamId id : finished) {
     unfinished_.erase(id);
     cancelled_.erase(id);

@@ -40,8 +40,10 @@ class Mailbox {
   };
   // Takes all there is; with `wait`, sleeps until there is something.
   Mail Take(bool wait);
-  // How things stand after a step. `finished`: their sinks are gone.
-  void Publish(const EngineStats& stats, const std::vector<StreamId>& finished);
+  // How things stand after a step.
+  void Publish(const EngineStats& stats);
+  // These streams are finished, and their sinks are gone.
+  void Forget(const std::vector<StreamId>& finished);
 
  private:
   const int32_t max_queued_streams_;

@@ -119,7 +119,8 @@ std::vector<StreamId>::iterator Scheduler::FindVictim(int32_t priority) {
 void Scheduler::PlanRuns(StepPlan* plan) {
   // One token and one row of logits of each resident's are set aside; the rest is shared out.
   int64_t tokens_left = limits_.max_num_batched_tokens - num_resident();
-  int64_t logit_rows_left = limits_.max_logit_rows - num_resident();
+  const int64_t spare_logit_rows = limits_.max_logit_rows - num_resident();
+  int64_t logit_rows_left = spare_logit_rows;
   std::vector<StreamId> prefills;
   for (const StreamId id : resident_) {
     Stream& stream = streams_.at(id);
@@ -135,18 +136,20 @@ void Scheduler::PlanRuns(StepPlan* plan) {
     const Stream& left = streams_.at(a);
     const Stream& right = streams_.at(b);
     if (left.priority != right.priority) return left.priority > right.priority;
-    return left.last_extra_step < right.last_extra_step;
+    return left.last_chunk_step < right.last_chunk_step;
   });
   for (const StreamId id : prefills) {
     Stream& stream = streams_.at(id);
-    int64_t num_tokens =
-        std::min<int64_t>({stream.need.num_tokens, limits_.prefill_chunk_tokens, 1 + tokens_left});
-    if (stream.need.logits_every_row) num_tokens = std::min(num_tokens, 1 + logit_rows_left);
+    const bool every_row = stream.need.logits_every_row;
+    int64_t wanted = std::min<int64_t>(stream.need.num_tokens, limits_.prefill_chunk_tokens);
+    if (every_row) wanted = std::min(wanted, 1 + spare_logit_rows);
+    int64_t num_tokens = std::min(wanted, 1 + tokens_left);
+    if (every_row) num_tokens = std::min(num_tokens, 1 + logit_rows_left);
     if (num_tokens > 1) {
-      stream.last_extra_step = step_;
       tokens_left -= num_tokens - 1;
-      if (stream.need.logits_every_row) logit_rows_left -= num_tokens - 1;
+      if (every_row) logit_rows_left -= num_tokens - 1;
     }
+    if (num_tokens == wanted) stream.last_chunk_step = step_;  // else it stays first in line
     plan->runs.push_back({id, static_cast<int32_t>(num_tokens)});
     stream.slice_tokens += num_tokens;
   }

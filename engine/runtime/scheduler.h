@@ -50,7 +50,8 @@ struct StepPlan {
 // time slice gives way to one of the same or a higher priority and goes to the end of the line. So
 // streams of one priority take turns, and none of them starves; a lower priority waits for a higher
 // one. Every stream with a slot runs at least one token in every step; what is left of the token
-// budget goes to prefill chunks, by priority, and among equals to those that had none the longest.
+// budget goes to prefill chunks, by priority, and among equals to those whose last one was the
+// longest ago.
 //
 // Not thread-safe.
 class Scheduler {
@@ -86,7 +87,7 @@ class Scheduler {
     Phase phase = Phase::kWaiting;
     uint64_t turn = 0;             // when it joined the line it stands in
     int64_t slice_tokens = 0;      // run since it got its slot
-    uint64_t last_extra_step = 0;  // when it last had a share of the budget beyond one token
+    uint64_t last_chunk_step = 0;  // when it last had a whole prefill chunk
   };
   // Higher priorities first, then earlier turns.
   using Place = std::tuple<int64_t, uint64_t, StreamId>;

@@ -66,6 +66,7 @@ class Schedule {
       CheckFinished();
     }
     if (Pick(0, 3) == 0) loop_->FinishAll(FinishReason::kDrained);
+    loop_->DeliverFinished();
     constexpr int kMaxSteps = 4000;  // far beyond all work submitted: a stream starves
     int num_steps = 0;
     while (!loop_->idle() && ++num_steps < kMaxSteps) Step();
@@ -124,17 +125,20 @@ class Schedule {
   void Cancel(Stream& stream) {
     stream.is_cancelled = true;
     loop_->Finish(stream.id, FinishReason::kCancelled);
+    loop_->DeliverFinished();
     EXPECT_EQ(stream.record->num_finished, 1) << "finished now, or had been before";
   }
 
   void Step() {
     loop_->Step();
+    loop_->DeliverFinished();
     const EngineStats stats = loop_->stats();
     EXPECT_LE(stats.used_slots, options_.max_slots);
     EXPECT_LE(stats.live_streams, options_.max_live_streams);
   }
 
   void CheckFinished() {
+    loop_->DeliverFinished();
     for (Stream& stream : streams_) {
       if (stream.is_checked || !stream.record->finished) continue;
       stream.is_checked = true;
