@@ -51,9 +51,12 @@ inline Vec Round(Vec a) {
 struct ExponentSplit {
   Vec whole, fraction;
 };
-// vreduceps yields fraction 0 for an infinite t and vscalefps saturates, so nothing needs clamping.
+// vscalefps saturates, so only an infinite t needs care: clamped below, since what overflows is an
+// error of its own. (vreduceps would give the fraction in one instruction, at a third of the rate.)
 inline ExponentSplit SplitExponent(Vec t) {
-  return {Round(t), {_mm512_reduce_ps(t.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}};
+  t = Max(Set(-160.0f), t);
+  const Vec whole = Round(t);
+  return {whole, Sub(t, whole)};
 }
 inline Vec Scale(Vec p, Vec n) { return {_mm512_scalef_ps(p.v, n.v)}; }
 
