@@ -8,6 +8,9 @@
 namespace vivarium::kernels {
 namespace {
 
+// Channels lie pages apart from token to token, which no hardware prefetcher follows.
+constexpr int64_t kPrefetchTokens = 32;
+
 // The last inputs of a channel tile, oldest first: window[0 .. width-2].
 struct ConvWindow {
   Vec input[kMaxConvWidth];
@@ -47,6 +50,10 @@ inline void ConvTile(const CausalConv1dParams& params, const Segment& segment, i
   const float* x = params.x + segment.token_begin * params.x_stride + channel;
   float* out = params.out + segment.token_begin * params.out_stride + channel;
   for (int32_t t = 0; t < segment.num_tokens; ++t) {
+    if (t + kPrefetchTokens < segment.num_tokens) {
+      __builtin_prefetch(x + kPrefetchTokens * params.x_stride);
+      __builtin_prefetch(out + kPrefetchTokens * params.out_stride, 1);
+    }
     const Vec input = LoadPartial(x, count);
     StorePartial(out, ConvStep<kWidth>(weight, bias, width, input, &window), count);
     x += params.x_stride;

@@ -36,15 +36,6 @@ inline ScanInput PrepareInput(const SelectiveScanParams& params, int64_t tile, i
           Silu(LoadPartial(params.z + t * params.z_stride + channel, count))};
 }
 
-// Channels lie pages apart from token to token, which no hardware prefetcher follows.
-inline void PrefetchInput(const SelectiveScanParams& params, int64_t tile, int64_t t) {
-  const int64_t channel = tile * kLanes;
-  __builtin_prefetch(params.x + t * params.x_stride + channel);
-  __builtin_prefetch(params.dt + t * params.dt_stride + channel);
-  __builtin_prefetch(params.z + t * params.z_stride + channel);
-  __builtin_prefetch(params.y + t * params.y_stride + channel, 1);
-}
-
 // Takes state h_in [d_state][16] over one token to h_out (which may be h_in). Returns
 // sum_n C_n h_n.
 inline Vec ScanStep(const ScanInput& input, const float* a, const float* b, const float* c,
@@ -121,7 +112,6 @@ inline void ScanSegment(const SelectiveScanParams& params, const Segment& segmen
       const bool last_block = left <= kPairsPerBlock;
       for (int64_t tile = first; tile < last; ++tile) {
         for (int i = 0; i < num_tokens; ++i) {
-          if (false) PrefetchInput(params, tile, token + i + kPairsPerBlock);
           inputs[(tile - first) * num_tokens + i] = PrepareInput(params, tile, token + i);
         }
       }

@@ -1,7 +1,8 @@
 // kernel_bench: every op of a forward pass of the mamba-130m shape, verified against the
 // double-precision reference, then timed in its place in the pass, beside its floor.
 //
-//   kernel_bench [--json] [--quick] [--cpu-time] [--isa NAME] [--threads N] [--weights f32|bf16]
+//   kernel_bench [--json] [--quick] [--prefill] [--cpu-time] [--isa NAME] [--threads N] [--weights
+//   f32|bf16]
 //
 // The floor of an op is the larger of bytes / read bandwidth and flops / peak rate, both measured
 // in the same run; `of floor` = floor / best time. On a machine that others share, look at `best`,
@@ -28,6 +29,7 @@ using kernels::DType;
 
 struct Options {
   bool json = false;
+  bool prefill_only = false;
   bool cpu_time = false;
   bool quick = false;  // verify, and time just enough to see that it runs
   std::string isa;
@@ -192,6 +194,8 @@ bool ParseOptions(int argc, char** argv, Options* options) {
       options->quick = true;
     } else if (arg == "--cpu-time") {
       options->cpu_time = true;
+    } else if (arg == "--prefill") {
+      options->prefill_only = true;
     } else if (arg == "--isa" && has_value) {
       options->isa = argv[++i];
     } else if (arg == "--threads" && has_value) {
@@ -199,10 +203,10 @@ bool ParseOptions(int argc, char** argv, Options* options) {
     } else if (arg == "--weights" && has_value) {
       options->weights = {std::strcmp(argv[++i], "f32") == 0 ? DType::kF32 : DType::kBF16};
     } else {
-      std::fprintf(
-          stderr,
-          "usage: kernel_bench [--json] [--quick] [--cpu-time] [--isa portable|avx2|avx512]"
-          " [--threads N] [--weights f32|bf16]\n");
+      std::fprintf(stderr,
+                   "usage: kernel_bench [--json] [--quick] [--prefill] [--cpu-time] [--isa "
+                   "portable|avx2|avx512]"
+                   " [--threads N] [--weights f32|bf16]\n");
       return false;
     }
   }
@@ -242,7 +246,9 @@ int Main(int argc, char** argv) {
     shape.vocab_size = 1000;
   }
   std::vector<StackBatch> batches;
-  for (const int64_t sequences : {1, 2, 4, 8, 16, 32, 64}) batches.push_back({sequences, 1});
+  for (const int64_t sequences : {1, 2, 4, 8, 16, 32, 64}) {
+    if (!options.prefill_only) batches.push_back({sequences, 1});
+  }
   batches.push_back({1, options.quick ? 40 : 512});
   int num_wrong = 0;
   for (const DType weights : options.weights) {

@@ -1,11 +1,15 @@
 #include "tests/bench/machine_peaks.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <ctime>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -17,7 +21,7 @@ namespace vivarium::bench {
 namespace {
 
 constexpr int kTrials = 8;
-constexpr int64_t kReadBytes = int64_t{512} << 20;
+constexpr size_t kReadBytes = size_t{512} << 20;
 constexpr int64_t kFlopIterations = 2'000'000;
 // Independent chains: enough to hide the latency of two units of five cycles.
 constexpr int kChains = 12;
@@ -113,18 +117,47 @@ double FlopRate(int num_threads, ClockFn clock, FlopsFn run) {
   return total / seconds;
 }
 
-double ReadRate(int num_threads, ClockFn clock) {
-  std::vector<uint64_t> memory(static_cast<size_t>(kReadBytes) / sizeof(uint64_t), 1);
-  const size_t share = memory.size() / static_cast<size_t>(num_threads);
-  const double seconds = BestSeconds(num_threads, clock, [&](int i) {
-    const uint64_t* p = memory.data() + static_cast<size_t>(i) * share;
-    uint64_t sums[16] = {};
-    for (size_t j = 0; j + 16 <= share; j += 16) {
-      for (size_t lane = 0; lane < 16; ++lane) sums[lane] += p[j + lane];
+// Reads `bytes` (a multiple of 512) once.
+void PortableRead(const unsigned char* p, size_t bytes) {
+  const auto* words = reinterpret_cast<const uint64_t*>(p);
+  uint64_t sums[16] = {};
+  for (size_t j = 0; j < bytes / sizeof(uint64_t); j += 16) {
+    for (size_t lane = 0; lane < 16; ++lane) sums[lane] += words[j + lane];
+  }
+  Consume(sums);
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) void Avx2Read(const unsigned char* p, size_t bytes) {
+  __m256i sums[4] = {};
+  const size_t quarter = bytes / 4;
+  for (size_t j = 0; j < quarter; j += 64) {
+    for (size_t stream = 0; stream < 4; ++stream) {
+      const unsigned char* line = p + stream * quarter + j;
+      const __m256i lo = _mm256_load_si256(reinterpret_cast<const __m256i*>(line));
+      const __m256i hi = _mm256_load_si256(reinterpret_cast<const __m256i*>(line + 32));
+      sums[stream] = _mm256_add_epi32(sums[stream], _mm256_xor_si256(lo, hi));
     }
-    Consume(sums);
+  }
+  Consume(sums);
+}
+#endif
+
+using ReadFn = void (*)(const unsigned char* p, size_t bytes);
+
+double ReadRate(int num_threads, ClockFn clock, ReadFn read) {
+  // On huge pages, as weights are.
+  constexpr size_t kHugePageBytes = size_t{2} << 20;
+  const std::unique_ptr<unsigned char, decltype(&std::free)> memory(
+      static_cast<unsigned char*>(std::aligned_alloc(kHugePageBytes, kReadBytes)), std::free);
+  if (memory == nullptr) return 0.0;
+  (void)madvise(memory.get(), kReadBytes, MADV_HUGEPAGE);
+  std::memset(memory.get(), 1, kReadBytes);
+  const size_t share = kReadBytes / static_cast<size_t>(num_threads) / 512 * 512;
+  const double seconds = BestSeconds(num_threads, clock, [&](int i) {
+    read(memory.get() + static_cast<size_t>(i) * share, share);
   });
-  return static_cast<double>(share) * num_threads * sizeof(uint64_t) / seconds;
+  return static_cast<double>(share) * num_threads / seconds;
 }
 
 }  // namespace
@@ -141,8 +174,12 @@ double ThreadCpuSeconds() {
 
 MachinePeaks MeasurePeaks(std::string_view isa, int num_threads, ClockFn clock) {
   MachinePeaks peaks{};
-  peaks.read_bytes_per_s = ReadRate(num_threads, clock);
+  peaks.read_bytes_per_s = ReadRate(num_threads, clock, PortableRead);
 #if defined(__x86_64__)
+  if (isa != "portable") {
+    peaks.read_bytes_per_s =
+        std::max(peaks.read_bytes_per_s, ReadRate(num_threads, clock, Avx2Read));
+  }
   if (isa == "avx512") {
     peaks.f32_flops_per_s = FlopRate(num_threads, clock, Avx512Flops);
     peaks.bf16_flops_per_s = FlopRate(num_threads, clock, Avx512BF16Flops);

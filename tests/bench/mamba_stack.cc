@@ -46,8 +46,29 @@ struct MambaStack::Weights {
 
 struct MambaStack::Layer {
   std::unique_ptr<kernels::PackedMatrix> in_proj, x_proj, dt_proj, out_proj;
-  std::vector<float> conv_states, scan_states;
+  DeviceArray conv_states, scan_states;
 };
+
+DeviceArray::DeviceArray(kernels::Backend* backend, int64_t size)
+    : backend_(backend),
+      data_(static_cast<float*>(backend->Allocate(static_cast<size_t>(size) * sizeof(float)))),
+      size_(size) {
+  if (data_ == nullptr) {
+    std::fprintf(stderr, "out of memory for %ld floats\n", static_cast<long>(size));
+    std::exit(1);
+  }
+}
+
+DeviceArray::~DeviceArray() {
+  if (backend_ != nullptr) backend_->Free(data_);
+}
+
+DeviceArray& DeviceArray::operator=(DeviceArray&& other) noexcept {
+  std::swap(backend_, other.backend_);
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
 
 MambaStack::MambaStack(kernels::Backend* backend, const StackShape& shape, DType weight_dtype,
                        int64_t max_tokens, int64_t max_sequences, ClockFn clock)
@@ -80,13 +101,11 @@ MambaStack::MambaStack(kernels::Backend* backend, const StackShape& shape, DType
     layer->x_proj = Pack(w.x_proj, r + 2 * n, e);
     layer->dt_proj = Pack(w.dt_proj, e, r);
     layer->out_proj = Pack(w.out_proj, d, e);
-    layer->conv_states.resize(static_cast<size_t>(max_sequences * (shape.conv_width - 1) * e));
-    layer->scan_states.resize(static_cast<size_t>(max_sequences * e * n));
+    layer->conv_states = DeviceArray(backend, max_sequences * (shape.conv_width - 1) * e);
+    layer->scan_states = DeviceArray(backend, max_sequences * e * n);
     layers_.push_back(std::move(layer));
   }
-  const auto rows = [&](int64_t channels) {
-    return std::vector<float>(static_cast<size_t>(max_tokens * channels));
-  };
+  const auto rows = [&](int64_t channels) { return DeviceArray(backend, max_tokens * channels); };
   residual_ = rows(d);
   hidden_ = rows(d);
   xz_ = rows(2 * e);
@@ -95,8 +114,8 @@ MambaStack::MambaStack(kernels::Backend* backend, const StackShape& shape, DType
   dt_ = rows(e);
   y_ = rows(e);
   mixed_ = rows(d);
-  last_.resize(static_cast<size_t>(max_sequences * d));
-  logits_.resize(static_cast<size_t>(max_sequences * shape.vocab_size));
+  last_ = DeviceArray(backend, max_sequences * d);
+  logits_ = DeviceArray(backend, max_sequences * shape.vocab_size);
 }
 
 MambaStack::~MambaStack() = default;
@@ -209,7 +228,7 @@ PerOp MambaStack::Step(const StackBatch& batch, bool from_zero, StackObserver* o
     backend_->EmbeddingGather({table, weight_dtype_, shape_.vocab_size, token_ids.data(),
                                residual_.data(), batch.num_tokens(), d});
   });
-  backend_->Zero(mixed_.data(), mixed_.size() * sizeof(float));
+  backend_->Zero(mixed_.data(), static_cast<size_t>(mixed_.size()) * sizeof(float));
   for (size_t i = 0; i < layers_.size(); ++i) {
     RunLayer(layers_[i].get(), segments, batch.num_tokens(), i == 0 ? observer : nullptr, &seconds);
   }

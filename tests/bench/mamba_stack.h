@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -49,6 +50,23 @@ class StackObserver {
   virtual void OnNorm(const kernels::RmsNormParams& params, const std::function<void()>& run) = 0;
 };
 
+// Floats in the backend's memory, as a model's activations and states are.
+class DeviceArray {
+ public:
+  DeviceArray() = default;
+  DeviceArray(kernels::Backend* backend, int64_t size);
+  DeviceArray(DeviceArray&& other) noexcept { *this = std::move(other); }
+  DeviceArray& operator=(DeviceArray&& other) noexcept;
+  ~DeviceArray();
+  float* data() { return data_; }
+  int64_t size() const { return size_; }
+
+ private:
+  kernels::Backend* backend_ = nullptr;
+  float* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
 class MambaStack {
  public:
   // Activations for at most max_tokens, states for max_sequences; ops are timed by `clock`.
@@ -83,7 +101,7 @@ class MambaStack {
   const ClockFn clock_;
   std::unique_ptr<Weights> weights_;
   std::vector<std::unique_ptr<Layer>> layers_;
-  std::vector<float> residual_, hidden_, xz_, conv_, dbc_, dt_, y_, mixed_, last_, logits_;
+  DeviceArray residual_, hidden_, xz_, conv_, dbc_, dt_, y_, mixed_, last_, logits_;
 };
 
 }  // namespace vivarium::bench
