@@ -3,7 +3,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <regex>
 #include <sstream>
 
 #include "tests/support/temp_dir.h"
@@ -33,12 +32,14 @@ NpyArray ReadNpy(const std::string& path) {
   Expect(header.find("'<f4'") != std::string::npos &&
              header.find("'fortran_order': False") != std::string::npos,
          path, "little-endian float32 in C order");
-  std::smatch match;
-  Expect(std::regex_search(header, match, std::regex("'shape': \\(([0-9, ]*)\\)")), path,
-         "a shape");
+  constexpr char kShape[] = "'shape': (";
+  const size_t begin = header.find(kShape);
+  const size_t end = header.find(')', begin);
+  Expect(begin != std::string::npos && end != std::string::npos, path, "a shape");
+  const size_t first = begin + sizeof(kShape) - 1;
   NpyArray array;
   size_t count = 1;
-  std::istringstream extents(match[1].str());
+  std::istringstream extents(header.substr(first, end - first));
   for (std::string extent; std::getline(extents, extent, ',');) {
     if (extent.find_first_of("0123456789") == std::string::npos) continue;
     array.shape.push_back(std::stoll(extent));
