@@ -82,6 +82,11 @@ absl::Status CheckSizes(const ServerOptions& o) {
                                                    "; expected at least --max-slots, ",
                                                    o.max_slots));
   }
+  if (o.max_num_batched_tokens < o.max_slots) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--max-num-batched-tokens is ", o.max_num_batched_tokens,
+                     "; expected at least --max-slots, ", o.max_slots));
+  }
   return CheckRange({"io-threads", o.io_threads, 1, 64});
 }
 
