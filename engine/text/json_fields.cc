@@ -61,7 +61,7 @@ absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, int max_depth) {
   }
 }
 
-std::string DescribeJson(const nlohmann::json& value) {
+std::string DescribeJsonValue(const nlohmann::json& value) {
   std::string text = value.type_name();
   if (value.is_structured()) return text;
   const std::string written =
@@ -73,7 +73,7 @@ JsonFields::JsonFields(const nlohmann::json& value, std::string place, absl::Sta
     : value_(value.is_object() ? value : EmptyObject()), place_(std::move(place)), status_(status) {
   if (!value.is_object()) {
     Fail(absl::InvalidArgumentError(
-        absl::StrCat(place_, ": expected an object, found ", DescribeJson(value))));
+        absl::StrCat(place_, ": expected an object, found ", DescribeJsonValue(value))));
   }
 }
 
@@ -135,7 +135,7 @@ void JsonFields::Fail(absl::Status status) const {
 
 void JsonFields::FailExpected(const char* key, std::string_view expected) const {
   Fail(absl::InvalidArgumentError(absl::StrCat(Place(key), ": expected ", std::string(expected),
-                                               ", found ", DescribeJson(Get(key)))));
+                                               ", found ", DescribeJsonValue(Get(key)))));
 }
 
 }  // namespace vivarium::engine

@@ -15,7 +15,7 @@ namespace vivarium::engine {
 absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, int max_depth);
 
 // `value` for a message: its type, and the value itself if it is short.
-std::string DescribeJson(const nlohmann::json& value);
+std::string DescribeJsonValue(const nlohmann::json& value);
 
 // One object's fields. The first error is kept in `*status` and later reads give defaults, so that
 // a caller reads all fields first and checks once.

@@ -38,7 +38,7 @@ absl::Status CheckModelKind(const JsonFields& model) {
   const json& dropout = model.Get("dropout");
   if (!dropout.is_null() && dropout != 0) {
     return absl::UnimplementedError(
-        absl::StrCat("model.dropout ", DescribeJson(dropout), " is not supported"));
+        absl::StrCat("model.dropout ", DescribeJsonValue(dropout), " is not supported"));
   }
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     const std::string affix = model.String(key, "");
@@ -70,7 +70,7 @@ absl::Status ReadVocab(const json& vocab, TokenizerSpec* spec, IdOfKey* id_of_ke
     }
     if (!it->is_number_integer()) {
       return absl::InvalidArgumentError(
-          absl::StrCat(place, ": expected an integer, found ", DescribeJson(*it)));
+          absl::StrCat(place, ": expected an integer, found ", DescribeJsonValue(*it)));
     }
     const bool huge = it->is_number_unsigned() && it->get<uint64_t>() > uint64_t{INT64_MAX};
     const int64_t id = huge ? INT64_MAX : it->get<int64_t>();
@@ -98,8 +98,9 @@ absl::StatusOr<std::array<std::string, 2>> SplitMerge(const json& merge, const s
       return std::array<std::string, 2>{text.substr(0, space), text.substr(space + 1)};
     }
   }
-  return absl::InvalidArgumentError(absl::StrCat(
-      place, ": expected \"left right\" or [\"left\", \"right\"], found ", DescribeJson(merge)));
+  return absl::InvalidArgumentError(
+      absl::StrCat(place, ": expected \"left right\" or [\"left\", \"right\"], found ",
+                   DescribeJsonValue(merge)));
 }
 
 absl::Status ReadMerges(const json& merges, const IdOfKey& id_of_key, TokenizerSpec* spec) {
@@ -135,9 +136,9 @@ absl::Status ReadMerges(const json& merges, const IdOfKey& id_of_key, TokenizerS
 absl::Status ReadAddedTokens(const json& tokens, TokenizerSpec* spec) {
   if (tokens.is_null()) return absl::OkStatus();
   if (!tokens.is_array() || tokens.size() > kMaxAddedTokens) {
-    return absl::InvalidArgumentError(absl::StrCat("added_tokens: expected an array of at most ",
-                                                   kMaxAddedTokens, ", found ",
-                                                   DescribeJson(tokens), " of ", tokens.size()));
+    return absl::InvalidArgumentError(
+        absl::StrCat("added_tokens: expected an array of at most ", kMaxAddedTokens, ", found ",
+                     DescribeJsonValue(tokens), " of ", tokens.size()));
   }
   for (size_t i = 0; i < tokens.size(); ++i) {
     absl::Status status;
