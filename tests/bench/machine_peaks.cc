@@ -42,6 +42,7 @@ double BestSeconds(int num_threads, ClockFn clock, const Work& work) {
     std::atomic<bool> go{false};
     std::vector<double> begin(static_cast<size_t>(num_threads)), end(begin.size());
     std::vector<std::thread> threads;
+    threads.reserve(begin.size());
     for (int i = 0; i < num_threads; ++i) {
       threads.emplace_back([&, i] {
         ++ready;
@@ -64,11 +65,12 @@ double BestSeconds(int num_threads, ClockFn clock, const Work& work) {
 double PortableFlops() {
   float acc[kChains * 4];
   for (float& a : acc) a = 1.0f;
-  for (int64_t i = 0; i < kFlopIterations / 4; ++i) {
+  constexpr int64_t kIterations = kFlopIterations / 4;
+  for (int64_t i = 0; i < kIterations; ++i) {
     for (float& a : acc) a = a * 0.999f + 0.002f;
   }
   Consume(acc);
-  return static_cast<double>(kFlopIterations / 4) * kChains * 4 * 2;
+  return static_cast<double>(kIterations) * kChains * 4 * 2;
 }
 
 #if defined(__x86_64__)

@@ -9,7 +9,6 @@ namespace vivarium::bench {
 namespace {
 
 using kernels::DType;
-using kernels::kChannelTile;
 using kernels::kPadSlot;
 using kernels::Segment;
 

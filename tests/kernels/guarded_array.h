@@ -35,14 +35,17 @@ class GuardedArray {
   void ExpectGuardsIntact() const {
     if (storage_.empty()) return;  // moved from
     for (int64_t i = 0; i < kGuard; ++i) {
-      EXPECT_EQ(std::memcmp(&storage_[static_cast<size_t>(i)], &kPattern, 4), 0)
-          << "written " << kGuard - i << " before the array";
-      EXPECT_EQ(std::memcmp(&storage_[static_cast<size_t>(kGuard + size_ + i)], &kPattern, 4), 0)
-          << "written " << i << " after the array";
+      EXPECT_TRUE(IsGuard(i)) << "written " << kGuard - i << " before the array";
+      EXPECT_TRUE(IsGuard(kGuard + size_ + i)) << "written " << i << " after the array";
     }
   }
 
  private:
+  bool IsGuard(int64_t i) const {
+    uint32_t bits;
+    std::memcpy(&bits, &storage_[static_cast<size_t>(i)], sizeof(bits));
+    return bits == kPattern;
+  }
   static constexpr int64_t kGuard = 32;
   static constexpr uint32_t kPattern = 0x7fc0dead;  // a NaN that no arithmetic makes
   int64_t size_;
