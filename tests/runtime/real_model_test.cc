@@ -1,0 +1,244 @@
+// The engine's invariants with real arithmetic: the golden tiny models and the bundled one.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "engine/text/tokenizer.h"
+#include "tests/runtime/engine_harness.h"
+#include "tests/support/model_harness.h"
+#include "tests/support/temp_dir.h"
+
+namespace vivarium::engine {
+namespace {
+
+const std::string kGoldens = std::string(VIVARIUM_SOURCE_DIR) + "/tests/data/goldens/";
+const std::string kBundled = std::string(VIVARIUM_SOURCE_DIR) + "/models/vivarium-stories";
+
+// One engine over one model, made for one setting.
+class RealEngine {
+ public:
+  RealEngine(const std::string& directory, const EngineOptions& options,
+             const test::HarnessOptions& harness_options = {}) {
+    test::HarnessOptions with_rows = harness_options;
+    with_rows.max_batch_tokens = with_rows.max_logit_rows = options.max_num_batched_tokens;
+    auto harness = test::ModelHarness::Load(directory, with_rows);
+    EXPECT_TRUE(harness.ok()) << harness.status();
+    harness_ = *std::move(harness);
+    if (directory == kBundled) tokenizer_ = *Tokenizer::Load(directory);
+    const Model& model = harness_->model();
+    const ModelIdentity identity = {
+        .fingerprint = std::string(model.fingerprint()),
+        .tokenizer_hash = tokenizer_ == nullptr ? "" : tokenizer_->content_hash(),
+        .numerics_id = std::string(model.numerics_id())};
+    auto engine = Engine::Create(&harness_->model(), tokenizer_.get(), identity, options);
+    EXPECT_TRUE(engine.ok()) << engine.status();
+    engine_ = *std::move(engine);
+  }
+
+  std::shared_ptr<Recorded> Submit(EngineRequest request) {
+    const auto record = std::make_shared<Recorded>();
+    const auto id = engine_->Submit(std::move(request), std::make_unique<RecordingSink>(record));
+    EXPECT_TRUE(id.ok()) << id.status();
+    return record;
+  }
+  std::shared_ptr<Recorded> Run(EngineRequest request) {
+    const auto record = Submit(std::move(request));
+    record->done.WaitForNotification();
+    return record;
+  }
+  Engine& engine() { return *engine_; }
+  const Tokenizer& tokenizer() { return *tokenizer_; }
+
+ private:
+  std::unique_ptr<test::ModelHarness> harness_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::unique_ptr<Engine> engine_;
+};
+
+EngineOptions Options(int32_t max_slots, int32_t chunk) {
+  EngineOptions options;
+  options.max_slots = max_slots;
+  options.max_num_batched_tokens = 256;
+  options.prefill_chunk_tokens = chunk;
+  options.time_slice_tokens = 16;
+  return options;
+}
+
+EngineRequest MakeRequest(std::vector<int32_t> prompt, uint32_t max_tokens, uint64_t seed) {
+  EngineRequest request;
+  request.prompt = std::move(prompt);
+  request.max_tokens = max_tokens;
+  request.sampling = {.temperature = 0.8f,
+                      .top_p = 0.95f,
+                      .repetition_penalty = 1.1f,
+                      .frequency_penalty = 0.1f,
+                      .seed = seed};
+  request.stop.ignore_eos = true;
+  request.num_top_logprobs = 2;
+  request.save.at_end = true;
+  return request;
+}
+
+std::vector<int32_t> SomeTokens(int count, int first) {
+  std::vector<int32_t> ids;
+  for (int i = 0; i < count; ++i) ids.push_back(4 + (first * 37 + i * 29 + i * i) % 300);
+  return ids;
+}
+
+void ExpectSameEvents(const std::vector<TokenEvent>& a, std::span<const TokenEvent> b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    EXPECT_EQ(a[i].token_id, b[i].token_id) << i;
+    EXPECT_EQ(a[i].logprob->logprob, b[i].logprob->logprob) << i;
+    EXPECT_EQ(a[i].top_logprobs[1].token_id, b[i].top_logprobs[1].token_id) << i;
+    EXPECT_EQ(a[i].top_logprobs[1].logprob, b[i].top_logprobs[1].logprob) << i;
+  }
+}
+
+void ExpectSameState(const StateSnapshot& a, const StateSnapshot& b) {
+  EXPECT_EQ(a.position, b.position);
+  EXPECT_EQ(a.pending_token, b.pending_token);
+  EXPECT_EQ(a.recent_tokens, b.recent_tokens);
+  EXPECT_EQ(a.text_tail, b.text_tail);
+  ASSERT_EQ(a.slot.size(), b.slot.size());
+  EXPECT_EQ(std::memcmp(a.slot.data(), b.slot.data(), a.slot.size()), 0) << "the state's bits";
+}
+
+TEST(RealModel, GreedyContinuationsAreGolden) {
+  for (const char* name : {"tiny-mamba", "tiny-mamba-bf16", "tiny-mamba-statespaces-naming"}) {
+    RealEngine real(kGoldens + name, Options(2, 7));
+    const auto golden = nlohmann::json::parse(test::ReadFile(kGoldens + name + "/golden.json"));
+    for (const auto& sequence : golden.at("sequences")) {
+      const auto greedy = sequence.at("greedy").get<std::vector<int32_t>>();
+      EngineRequest request = MakeRequest(sequence.at("tokens").get<std::vector<int32_t>>(),
+                                          static_cast<uint32_t>(greedy.size()), 0);
+      request.sampling = {.temperature = 0.0f};
+      EXPECT_EQ(real.Run(std::move(request))->token_ids(), greedy) << name;
+    }
+  }
+}
+
+struct Setting {
+  std::string directory;
+  WeightFormat weights;
+};
+
+class RealModelInvariants : public ::testing::TestWithParam<Setting> {
+ protected:
+  std::unique_ptr<RealEngine> Make(int32_t max_slots, int32_t chunk, int num_threads = 1) {
+    test::HarnessOptions harness_options;
+    harness_options.weights = GetParam().weights;
+    harness_options.num_threads = num_threads;
+    return std::make_unique<RealEngine>(GetParam().directory, Options(max_slots, chunk),
+                                        harness_options);
+  }
+};
+
+TEST_P(RealModelInvariants, ChunksSlotsThreadsAndNeighboursDontChangeABit) {
+  const auto request = [] { return MakeRequest(SomeTokens(130, 1), 24, 11); };
+  const auto alone = Make(1, 256)->Run(request());
+  for (const int num_threads : {1, 2}) {
+    for (const int32_t max_slots : {1, 8}) {
+      for (const int32_t chunk : {1, 7, 64, 256}) {
+        const auto real = Make(max_slots, chunk, num_threads);
+        const int num_neighbours = chunk == 1 ? 1 : 16;
+        std::vector<std::shared_ptr<Recorded>> neighbours;
+        for (int i = 0; i < num_neighbours; ++i) {
+          neighbours.push_back(real->Submit(MakeRequest(SomeTokens(3 + 5 * i, i), 20, i)));
+        }
+        const auto record = real->Run(request());
+        ExpectSameEvents(alone->tokens, record->tokens);
+        ExpectSameState(*alone->finished->state, *record->finished->state);
+      }
+    }
+  }
+}
+
+TEST_P(RealModelInvariants, APauseDoesntChangeABit) {
+  const auto whole = Make(2, 64)->Run(MakeRequest(SomeTokens(90, 2), 50, 12));
+  const auto head = Make(2, 64)->Run(MakeRequest(SomeTokens(90, 2), 25, 12));
+  const auto real = Make(3, 7);
+  EngineRequest rest = MakeRequest({}, 25, 12);
+  rest.source = std::make_unique<StateSnapshot>(CopySnapshot(*head->finished->state));
+  const auto tail = real->Run(std::move(rest));
+  ExpectSameEvents(head->tokens, std::span(whole->tokens).first(25));
+  ExpectSameEvents(tail->tokens, std::span(whole->tokens).last(25));
+  ExpectSameState(*tail->finished->state, *whole->finished->state);
+  EXPECT_EQ(real->engine().Stats().consumed_tokens, 25u) << "no recomputation";
+  EXPECT_EQ(real->engine().Stats().restored_tokens, 114u);
+}
+
+TEST_P(RealModelInvariants, SnapshotsOnTheWayAreTheStatesOfAPause) {
+  EngineRequest request = MakeRequest(SomeTokens(50, 3), 20, 13);
+  request.save = {.at_end = true, .at_prompt_end = true, .every_tokens = 16};
+  const auto whole = Make(2, 64)->Run(std::move(request));
+  ASSERT_EQ(whole->snapshots.size(), 5u);  // 16, 32, 48, 49 (the prompt's end), 64
+  const auto real = Make(4, 64);
+  std::vector<int32_t> thread = SomeTokens(50, 3);
+  for (const int32_t id : whole->token_ids()) thread.push_back(id);
+  for (const auto& snapshot : whole->snapshots) {
+    EngineRequest rest = MakeRequest({}, 0, 13);
+    rest.source = std::make_unique<StateSnapshot>(CopySnapshot(*snapshot));
+    const size_t next = snapshot->position + 1;
+    if (next < 50) rest.prompt.assign(thread.begin() + next, thread.begin() + 50);
+    rest.max_tokens = static_cast<uint32_t>(thread.size() - std::max<size_t>(next, 50));
+    const auto record = real->Run(std::move(rest));
+    ExpectSameEvents(record->tokens, std::span(whole->tokens).last(record->tokens.size()));
+    ExpectSameState(*record->finished->state, *whole->finished->state);
+  }
+}
+
+TEST_P(RealModelInvariants, ForksDontDisturbEachOther) {
+  const auto trunk = Make(1, 64)->Run(MakeRequest(SomeTokens(40, 4), 10, 14));
+  const auto fork = [&](uint64_t seed) {
+    EngineRequest request = MakeRequest(SomeTokens(3, static_cast<int>(seed)), 20, seed);
+    request.source = std::make_unique<StateSnapshot>(CopySnapshot(*trunk->finished->state));
+    return request;
+  };
+  const auto real = Make(3, 64);
+  std::vector<std::shared_ptr<Recorded>> together;
+  for (uint64_t seed = 0; seed < 6; ++seed) together.push_back(real->Submit(fork(seed)));
+  const auto apart = Make(1, 64);
+  for (uint64_t seed = 0; seed < 6; ++seed) {
+    together[seed]->done.WaitForNotification();
+    const auto alone = apart->Run(fork(seed));
+    ExpectSameEvents(together[seed]->tokens, alone->tokens);
+    ExpectSameState(*together[seed]->finished->state, *alone->finished->state);
+  }
+}
+
+TEST_P(RealModelInvariants, ScoresAreTheLogprobsOfGeneration) {
+  const auto generated = Make(2, 64)->Run(MakeRequest(SomeTokens(20, 5), 30, 15));
+  EngineRequest request = MakeRequest(SomeTokens(20, 5), 0, 0);
+  const auto source = Make(2, 64)->Run(CopyRequest(request));
+  request = MakeRequest(generated->token_ids(), 0, 0);
+  request.source = std::make_unique<StateSnapshot>(CopySnapshot(*source->finished->state));
+  request.score = true;
+  const auto scored = Make(2, 11)->Run(std::move(request));
+  ASSERT_EQ(scored->finished->scores.size(), 30u);
+  for (size_t i = 0; i < 30; ++i) {
+    EXPECT_EQ(scored->finished->scores[i].logprob, generated->tokens[i].logprob->logprob);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, RealModelInvariants,
+                         ::testing::Values(Setting{kGoldens + "tiny-mamba", WeightFormat::kF32},
+                                           Setting{kGoldens + "tiny-mamba-bf16",
+                                                   WeightFormat::kAuto},
+                                           Setting{kBundled, WeightFormat::kAuto}));
+
+TEST(RealModel, TheBundledModelTellsAStory) {
+  RealEngine real(kBundled, Options(1, 64));
+  EngineRequest request;
+  request.prompt = *real.tokenizer().Encode("Once upon a time", {});
+  request.max_tokens = 40;
+  request.sampling.temperature = 0.0f;
+  const auto record = real.Run(std::move(request));
+  EXPECT_EQ(record->text(), real.tokenizer().Decode(record->token_ids(), /*skip_special=*/true));
+  EXPECT_THAT(record->text(), ::testing::HasSubstr("there was a"));
+}
+
+}  // namespace
+}  // namespace vivarium::engine
