@@ -1,16 +1,14 @@
 // Reading tokenizer.json and tokenizer_config.json: forms, defaults, errors, bounds.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <filesystem>
-#include <fstream>
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "engine/text/tokenizer.h"
 #include "engine/text/tokenizer_spec.h"
+#include "tests/support/temp_dir.h"
 #include "tests/text/text_testing.h"
 
 namespace vivarium::engine {
@@ -31,62 +29,52 @@ absl::Status LoadChanged(const std::function<void(json*)>& change) {
 
 std::string Message(const absl::Status& status) { return std::string(status.message()); }
 
-class TempDir {
- public:
-  TempDir() : path_(std::filesystem::temp_directory_path() / "vivarium_text_XXXXXX") {
-    path_ = mkdtemp(path_.string().data());
-  }
-  ~TempDir() { std::filesystem::remove_all(path_); }
-  std::string path() const { return path_.string(); }
-  void Write(const std::string& name, const std::string& content) const {
-    std::ofstream(path_ / name, std::ios::binary) << content;
-  }
-
- private:
-  std::filesystem::path path_;
-};
-
 TEST(TokenizerLoad, FromDirectory) {
-  const TempDir dir;
+  const test::TempDir dir;
   const absl::Status missing = Tokenizer::Load(dir.path()).status();
   EXPECT_TRUE(absl::IsNotFound(missing)) << missing;
   EXPECT_THAT(Message(missing), HasSubstr(dir.path() + "/tokenizer.json"));
 
-  dir.Write("tokenizer.json", SmallTokenizerJson().dump(1));
+  test::WriteFile(dir.File("tokenizer.json"), SmallTokenizerJson().dump(1));
   auto tokenizer = LoadOrDie(dir.path());
   EXPECT_EQ(tokenizer->chat_template(), "");
   EXPECT_EQ(tokenizer->bos_token_id(), std::nullopt);
   EXPECT_EQ(tokenizer->eos_token_id(), std::nullopt);
 
-  dir.Write("tokenizer_config.json",
-            R"({"eos_token": {"content": "<|end|>", "lstrip": false}, "chat_template": "one"})");
+  test::WriteFile(
+      dir.File("tokenizer_config.json"),
+      R"({"eos_token": {"content": "<|end|>", "lstrip": false}, "chat_template": "one"})");
   tokenizer = LoadOrDie(dir.path());
   EXPECT_EQ(tokenizer->chat_template(), "one");
   EXPECT_EQ(tokenizer->eos_token_id(), 300);
 
-  dir.Write("chat_template.jinja", "two");
+  test::WriteFile(dir.File("chat_template.jinja"), "two");
   EXPECT_EQ(LoadOrDie(dir.path())->chat_template(), "two");
 
-  dir.Write("tokenizer_config.json", "{");
+  test::WriteFile(dir.File("tokenizer_config.json"), "{");
   EXPECT_THAT(Message(Tokenizer::Load(dir.path()).status()),
               HasSubstr(dir.path() + "/tokenizer_config.json: not valid JSON"));
 }
 
 TEST(TokenizerLoad, FileSizeBounds) {
-  const TempDir dir;
+  const test::TempDir dir;
   const std::string spec = SmallTokenizerJson().dump();
   // White space behind the value makes the file as long as one likes.
-  dir.Write("tokenizer.json", spec + std::string(kMaxTokenizerFileBytes - spec.size(), ' '));
+  test::WriteFile(dir.File("tokenizer.json"),
+                  spec + std::string(kMaxTokenizerFileBytes - spec.size(), ' '));
   EXPECT_TRUE(Tokenizer::Load(dir.path()).ok());
-  dir.Write("tokenizer.json", spec + std::string(kMaxTokenizerFileBytes - spec.size() + 1, ' '));
+  test::WriteFile(dir.File("tokenizer.json"),
+                  spec + std::string(kMaxTokenizerFileBytes - spec.size() + 1, ' '));
   const absl::Status status = Tokenizer::Load(dir.path()).status();
   EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
   EXPECT_THAT(Message(status), HasSubstr("67108864"));
 
-  dir.Write("tokenizer.json", spec);
-  dir.Write("tokenizer_config.json", "{}" + std::string(kMaxTokenizerConfigBytes - 2, ' '));
+  test::WriteFile(dir.File("tokenizer.json"), spec);
+  test::WriteFile(dir.File("tokenizer_config.json"),
+                  "{}" + std::string(kMaxTokenizerConfigBytes - 2, ' '));
   EXPECT_TRUE(Tokenizer::Load(dir.path()).ok());
-  dir.Write("tokenizer_config.json", "{}" + std::string(kMaxTokenizerConfigBytes - 1, ' '));
+  test::WriteFile(dir.File("tokenizer_config.json"),
+                  "{}" + std::string(kMaxTokenizerConfigBytes - 1, ' '));
   EXPECT_FALSE(Tokenizer::Load(dir.path()).ok());
 }
 
