@@ -17,6 +17,9 @@ constexpr int kMaxDecomposition = 16;
 // segment may begin there and nothing before it matters.
 bool IsInert(char32_t code) {
   if (code < 0x300) return true;
+  // One before the trailing Jamo. It composes with nothing, but utf8proc 2.8 takes it for one and
+  // drops it after a syllable; so it is kept out of segments.
+  if (code == 0x11A7) return true;
   if (code >= 0x1100 && code <= 0x11FF) return false;  // conjoining Jamo compose by arithmetic
   if (code >= 0xAC00 && code <= 0xD7A3) return false;  // and so do the syllables
   const utf8proc_property_t* property = utf8proc_get_property(static_cast<utf8proc_int32_t>(code));

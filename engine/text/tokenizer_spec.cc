@@ -15,7 +15,11 @@ namespace vivarium::engine {
 
 absl::Status CheckAddedTokens(const TokenizerSpec& spec) {
   absl::flat_hash_map<int32_t, const std::string*> key_of_id;
-  for (const auto& [key, id] : spec.vocab) key_of_id[id] = &key;
+  absl::flat_hash_map<absl::string_view, int32_t> id_of_key;
+  for (const auto& [key, id] : spec.vocab) {
+    key_of_id[id] = &key;
+    id_of_key[key] = id;
+  }
   std::set<int32_t> ids;
   std::set<std::string> contents;
   for (const AddedToken& token : spec.added_tokens) {
@@ -29,6 +33,11 @@ absl::Status CheckAddedTokens(const TokenizerSpec& spec) {
     if (!ids.insert(token.id).second) return absl::InvalidArgumentError(name + ": id used twice");
     if (!contents.insert(token.content).second) {
       return absl::InvalidArgumentError(name + ": content used twice");
+    }
+    const auto same_key = id_of_key.find(token.content);
+    if (same_key != id_of_key.end() && same_key->second != token.id) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, ": the vocabulary has it as ", same_key->second));
     }
     const auto it = key_of_id.find(token.id);
     if (it == key_of_id.end() || *it->second == token.content) continue;

@@ -1,7 +1,9 @@
 #include "tests/text/text_testing.h"
 
 #include <gtest/gtest.h>
+#include <utf8proc.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
@@ -79,6 +81,24 @@ void AddToken(nlohmann::json* tokenizer, int32_t id, const std::string& content,
   nlohmann::json token = {{"id", id}, {"content", content}};
   if (!flags.is_null()) token.update(flags);
   (*tokenizer)["added_tokens"].push_back(std::move(token));
+}
+
+std::string ReferenceNfc(const std::string& text) {
+  constexpr std::string_view kLoneJamo = "\u11A7";
+  std::string result;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(kLoneJamo, begin), text.size());
+    utf8proc_uint8_t* part = nullptr;
+    const utf8proc_ssize_t size =
+        utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()) + begin,
+                     static_cast<utf8proc_ssize_t>(end - begin), &part,
+                     static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+    result.append(reinterpret_cast<char*>(part), static_cast<size_t>(size));
+    std::free(part);
+    if (end < text.size()) result += kLoneJamo;
+    begin = end + kLoneJamo.size();
+  }
+  return result;
 }
 
 char32_t RandomChar(std::mt19937_64* rng) {

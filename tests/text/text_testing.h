@@ -29,6 +29,10 @@ nlohmann::json SmallTokenizerJson();
 void AddToken(nlohmann::json* tokenizer, int32_t id, const std::string& content,
               const nlohmann::json& flags);
 
+// NFC by utf8proc on the whole text, but for U+11A7, which utf8proc 2.8 loses after a Hangul
+// syllable.
+std::string ReferenceNfc(const std::string& text);
+
 // Valid UTF-8 of `num_chars` characters, chosen to be troublesome: ASCII of all kinds, white space,
 // apostrophes, digits, accents that compose, marks, CJK, Hangul, emoji, any assigned or not.
 std::string RandomText(std::mt19937_64* rng, int num_chars);

@@ -243,6 +243,7 @@ TEST(TokenizerLoad, MalformedFilesAreRefusedByPlace) {
   expect([](json* s) { (*s)["added_tokens"][1]["content"] = "<|end|>"; }, "content used twice");
   expect([](json* s) { (*s)["added_tokens"][1]["content"] = ""; }, "is empty");
   expect([](json* s) { (*s)["added_tokens"][1]["id"] = 97; }, "the vocabulary has 'a'");
+  expect([](json* s) { AddToken(s, 310, "hello", {}); }, "the vocabulary has it as 259");
   expect([](json* s) { (*s)["added_tokens"][1]["special"] = 1; }, "added_tokens[1].special");
   expect(
       [](json* s) {
