@@ -66,6 +66,29 @@ TEST_P(KnownEncodings, DecodeOfEncodeIsTheNormalizedText) {
 INSTANTIATE_TEST_SUITE_P(All, KnownEncodings, testing::Values("gpt2", "neox"),
                          [](const auto& info) { return std::string(info.param); });
 
+// Pre-tokenizers of other models, every split behavior and added tokens of every kind, in place of
+// GPT-NeoX's: the ids are those of the Hugging Face library.
+TEST(RealTokenizers, OtherPipelinesAgreeWithTheReference) {
+  const nlohmann::json data = nlohmann::json::parse(ReadFileOrDie(TokenizerDir("pipelines.json")));
+  const nlohmann::json neox =
+      nlohmann::json::parse(ReadFileOrDie(TokenizerDir("neox") + "/tokenizer.json"));
+  ASSERT_GE(data["pipelines"].size(), 14u);
+  for (const auto& [name, pipeline] : data["pipelines"].items()) {
+    nlohmann::json spec = neox;
+    spec["pre_tokenizer"] = pipeline["pre_tokenizer"];
+    spec["model"]["ignore_merges"] = pipeline["ignore_merges"];
+    for (const nlohmann::json& token : data["added_tokens"]) spec["added_tokens"].push_back(token);
+    const auto tokenizer = FromJsonOrDie(spec.dump());
+    ASSERT_EQ(data["texts"].size(), data["ids"][name].size());
+    for (size_t i = 0; i < data["texts"].size(); ++i) {
+      const std::string text = data["texts"][i];
+      const auto ids = tokenizer->Encode(text, {.parse_special = true});
+      ASSERT_TRUE(ids.ok()) << ids.status();
+      EXPECT_EQ(*ids, data["ids"][name][i].get<std::vector<int32_t>>()) << name << ": " << text;
+    }
+  }
+}
+
 TEST(RealTokenizers, SpecialTokensAndSizes) {
   const auto gpt2 = LoadOrDie(TokenizerDir("gpt2"));
   EXPECT_EQ(gpt2->vocab_size(), 50257);
