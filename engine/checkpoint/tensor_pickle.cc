@@ -232,6 +232,8 @@ bool Machine::StepMemo(uint8_t opcode) {
       if (!index) return true;
       if (stack_.empty()) {
         Fail("a value on the stack", "none");
+      } else if (memo_.size() >= kMaxPickleValues) {
+        Fail(absl::StrCat("at most ", kMaxPickleValues, " remembered values"), "more");
       } else {
         memo_[*index] = stack_.back();
       }
@@ -257,7 +259,11 @@ bool Machine::StepMemo(uint8_t opcode) {
 bool Machine::StepContainer(uint8_t opcode) {
   switch (opcode) {
     case '(':
-      marks_.push_back(stack_.size());
+      if (marks_.size() >= kMaxPickleMarks) {
+        Fail(absl::StrCat("at most ", kMaxPickleMarks, " open marks"), "more");
+      } else {
+        marks_.push_back(stack_.size());
+      }
       return true;
     case ')':  // EMPTY_TUPLE
       Push(Tuple{});

@@ -17,7 +17,8 @@
 namespace vivarium::engine {
 
 inline constexpr uint64_t kMaxPickleBytes = 32 << 20;
-inline constexpr size_t kMaxPickleValues = 1 << 21;
+inline constexpr size_t kMaxPickleValues = 1 << 21;  // made; and remembered
+inline constexpr size_t kMaxPickleMarks = 64;        // open at once
 
 // A tensor as the pickle describes it: a view of a storage, in elements.
 struct PickledTensor {

@@ -1,6 +1,7 @@
 #include "engine/model/model.h"
 
-#include <cassert>
+#include <algorithm>
+#include <cstdlib>
 #include <utility>
 #include <vector>
 
@@ -8,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/model/device_memory.h"
 #include "engine/model/fingerprint.h"
+#include "engine/model/mixers/mamba.h"
 #include "engine/model/mixers/mixer.h"
 #include "engine/model/weight_reader.h"
 

@@ -192,6 +192,17 @@ TEST(TorchFileTest, BoundsThePickle) {
   EXPECT_EQ(PickleError(with_values(kMaxPickleValues)), "OK");
   EXPECT_THAT(PickleError(with_values(kMaxPickleValues + 1)),
               HasSubstr("at most 2097152 values, found more"));
+  const auto with_memo = [](size_t count) {
+    return "\x80\x02}" + std::string(count, '\x94') + ".";
+  };
+  EXPECT_EQ(PickleError(with_memo(kMaxPickleValues)), "OK");
+  EXPECT_THAT(PickleError(with_memo(kMaxPickleValues + 1)), HasSubstr("remembered values"));
+  const auto with_marks = [](size_t count) {
+    return "\x80\x02}}" + PickleText("k") + std::string(count, '(') + std::string(count, 't') +
+           "sb.";
+  };
+  EXPECT_EQ(PickleError(with_marks(kMaxPickleMarks)), "OK");
+  EXPECT_THAT(PickleError(with_marks(kMaxPickleMarks + 1)), HasSubstr("at most 64 open marks"));
   EXPECT_THAT(PickleError(std::string(kMaxPickleBytes + 1, 'N')),
               HasSubstr("expected at most 33554432 bytes, found 33554433"));
 }

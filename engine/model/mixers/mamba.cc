@@ -1,16 +1,14 @@
-// Mamba-1 (Gu & Dao 2023, section 3.4; state-spaces/mamba mamba_ssm/modules/mamba_simple.py):
-//   [x|z]   = W_in h
-//   x       = silu(causal_conv1d(x))
-//   [r|B|C] = W_x x                    Falcon-Mamba: each of r, B, C through a weightless RMSNorm
-//   dt      = W_dt r                   bias and softplus inside the scan
-//   y       = selective_scan(x, dt, A, B, C, D) * silu(z)
-//   out     = W_out y
+#include "engine/model/mixers/mamba.h"
+
 #include <cmath>
+#include <cstdlib>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "engine/model/mixers/mixer.h"
+#include "engine/model/device_memory.h"
 
 namespace vivarium::engine {
 namespace {

@@ -4,16 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
-#include <string>
-#include <vector>
 
-#include "absl/status/statusor.h"
-#include "engine/checkpoint/model_config.h"
-#include "engine/model/weight_reader.h"
-#include "engine/runtime/state.h"
-#include "kernels/backend.h"
+#include "kernels/ops.h"
 
 namespace vivarium::engine {
 
@@ -36,13 +29,5 @@ class Mixer {
   virtual int64_t scratch_floats_per_token() const = 0;
   virtual void Forward(const MixerStep& step) = 0;
 };
-
-// Appends the parts of layer `layer_index`'s state to `layout`, at the next multiple of 64 bytes.
-void AppendMambaState(const ModelConfig& config, int64_t layer_index, StateLayout* layout);
-
-// Reads layer `layer_index` (tensors "backbone.layers.<i>.mixer.*"). `layout` must hold its parts.
-absl::StatusOr<std::unique_ptr<Mixer>> LoadMamba(const ModelConfig& config, int64_t layer_index,
-                                                 const StateLayout& layout,
-                                                 kernels::Backend* backend, WeightReader* reader);
 
 }  // namespace vivarium::engine
