@@ -1,4 +1,5 @@
-// LayerKind::kMamba: Mamba-1 (Gu & Dao 2023, section 3.4; state-spaces/mamba mamba_ssm/modules/mamba_simple.py):
+// LayerKind::kMamba: Mamba-1 (Gu & Dao 2023, section 3.4; state-spaces/mamba
+// mamba_ssm/modules/mamba_simple.py):
 //   [x|z]   = W_in h
 //   x       = silu(causal_conv1d(x))
 //   [r|B|C] = W_x x                    Falcon-Mamba: each of r, B, C through a weightless RMSNorm
