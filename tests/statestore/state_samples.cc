@@ -27,7 +27,8 @@ std::vector<TranscriptToken> SampleTokens(std::mt19937_64& random, size_t num_to
 }  // namespace
 
 TemporaryDirectory::TemporaryDirectory() {
-  std::string path = (std::filesystem::temp_directory_path() / "vivarium_store_XXXXXX").string();
+  std::string path = (std::filesystem::temp_directory_path() / "vivarium_store_").string();
+  path.append(6, 'X');  // mkdtemp fills them in
   if (mkdtemp(path.data()) == nullptr) std::abort();
   path_ = path;
 }
