@@ -1,0 +1,88 @@
+#include "cli/serve_flags.h"
+
+#include "absl/status/status.h"
+#include "cli/config_file.h"
+#include "cli/paths.h"
+
+namespace vivarium::cli {
+namespace {
+
+// Declares options of ServerOptions. The type name "N" tells the config file that it is an integer.
+class Declarer {
+ public:
+  explicit Declarer(CLI::App* app) : app_(app) {}
+
+  void Group(const std::string& group) { group_ = group; }
+  CLI::Option* Text(const std::string& name, std::string& value, const std::string& what,
+                    const std::string& type) {
+    CLI::Option* option = app_->add_option(name, value, what)->type_name(type)->group(group_);
+    if (!value.empty()) option->capture_default_str();
+    return option;
+  }
+  template <typename Int>
+  void Number(const std::string& name, Int& value, const std::string& what) {
+    app_->add_option(name, value, what)->type_name("N")->capture_default_str()->group(group_);
+  }
+  void Flag(const std::string& name, bool& value, const std::string& what) {
+    app_->add_flag(name, value, what)->group(group_);
+  }
+
+ private:
+  CLI::App* app_;
+  std::string group_;
+};
+
+}  // namespace
+
+void ServeFlags::Declare(CLI::App* app) {
+  server::ServerOptions& o = options;
+  Declarer add(app);
+  add.Group("What and where");
+  add.Text("--config", config_file, "TOML file with these settings; flags come before it", "FILE")
+      ->configurable(false);
+  add.Text("--model", o.model_dir, "Model directory; default: the bundled model", "DIR");
+  add.Text("--store", o.store_dir,
+           "Where states live; default: the user's data directory; memory: = nowhere", "DIR");
+  add.Text("--backups", o.backups_dir, "Where Admin.Backup may write; default: nowhere", "DIR");
+  add.Text("--listen", o.listen, "gRPC address; port 0 = any free one", "HOST:PORT");
+  add.Text("--metrics-listen", o.metrics_listen, "Prometheus address; '' = none", "HOST:PORT");
+  add.Flag("--insecure", o.insecure, "Allow addresses that other machines can reach");
+  add.Group("Computing");
+  add.Text("--device", o.device, "Where to compute", "DEVICE");
+  add.Text("--weights", o.weights, "How weights are held: auto, bf16 or f32", "FORMAT");
+  add.Text("--isa", o.isa, "CPU instructions: portable, avx2, avx512; default: the best", "ISA");
+  add.Number("--threads", o.threads, "CPU threads; 0 = one per core");
+  add.Group("Scheduling");
+  add.Number("--max-slots", o.max_slots, "States on the device at once");
+  add.Number("--max-live-streams", o.max_live_streams, "Streams that share them in turns");
+  add.Number("--max-queued-streams", o.max_queued_streams, "Streams that wait; more are refused");
+  add.Number("--max-num-batched-tokens", o.max_num_batched_tokens, "Tokens of one step");
+  add.Number("--prefill-chunk", o.prefill_chunk, "Prompt tokens of one stream in one step");
+  add.Number("--time-slice-tokens", o.time_slice_tokens, "Tokens before a stream gives way");
+  add.Group("Limits");
+  add.Number("--default-max-tokens", o.default_max_tokens, "Where a request names no --max-tokens");
+  add.Number("--max-tokens", o.max_tokens, "That a request may ask for");
+  add.Number("--max-prompt-tokens", o.max_prompt_tokens, "In one request");
+  add.Group("States");
+  add.Text("--chat-format", o.chat_format, "Format of chats; default: the model's", "NAME");
+  add.Number("--default-ttl-seconds", o.default_ttl_seconds, "Of states; 0 = for ever");
+  add.Number("--sweep-seconds", o.sweep_seconds, "Between looks for expired states");
+  add.Number("--request-ttl-seconds", o.request_ttl_seconds, "That a request id is remembered");
+  add.Group("Running");
+  add.Number("--drain-seconds", o.drain_seconds, "For streams to finish after SIGTERM");
+  add.Number("--io-threads", o.io_threads, "Threads that wait for the store");
+  add.Text("--log-level", o.log_level, "debug, info, warn, error or off", "LEVEL");
+}
+
+std::vector<std::string> ServeFlags::Resolve(CLI::App* app) {
+  ConfigFile file;
+  if (!config_file.empty()) file = ApplyConfigFile(config_file, app);
+  if (!file.problems.empty()) return file.problems;
+  if (options.model_dir.empty()) options.model_dir = BundledModelDir();
+  if (options.store_dir.empty()) options.store_dir = DefaultStoreDir();
+  const absl::Status status = server::ValidateServerOptions(options);
+  if (status.ok()) return {};
+  return {file.Locate(std::string(status.message()))};
+}
+
+}  // namespace vivarium::cli

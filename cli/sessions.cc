@@ -1,0 +1,263 @@
+// `vivarium sessions ls|show|create|history|rewind|rm`.
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "cli/client.h"
+#include "cli/command.h"
+#include "cli/exit_code.h"
+#include "cli/flags.h"
+#include "cli/listing.h"
+#include "cli/output.h"
+#include "cli/proto_json.h"
+
+namespace vivarium::cli {
+namespace {
+
+// What a command that gets a session back prints.
+void PrintSession(const v1::Session& session, bool json) {
+  if (json) {
+    PrintJson(ToJson(session));
+    return;
+  }
+  PrintNow(absl::StrCat("session      ", session.name(), "\netag         ", session.etag(),
+                        "\nmoved        ", FormatWhen(session.update_time()), "\n",
+                        DescribeState(session.head())));
+}
+
+class SessionsLsCommand : public Command {
+ public:
+  CLI::App* Declare(CLI::App* parent) override {
+    CLI::App* app = parent->add_subcommand("ls", "List sessions by name");
+    app->add_option("--limit", limit_, "At most that many")
+        ->type_name("N")
+        ->check(CLI::Range(size_t{1}, kMaxListed));
+    json_.Declare(app, "an array of sessions");
+    connection_.Declare(app);
+    return app;
+  }
+
+  int Run() override {
+    int exit_code = kExitOk;
+    const auto client = ConnectOrFail(connection_, &exit_code);
+    if (client == nullptr) return exit_code;
+    std::vector<v1::Session> sessions;
+    const grpc::Status status = ListSessions(*client, limit_, &sessions);
+    if (!status.ok()) return client->Fail(status);
+    if (json_.json) {
+      Json array = Json::array();
+      for (const v1::Session& session : sessions) array.push_back(ToJson(session));
+      PrintJson(array);
+      return kExitOk;
+    }
+    Table table({{"NAME"}, {"TOKENS", true}, {"MOVED"}, {"HEAD"}});
+    for (const v1::Session& session : sessions) {
+      table.Add({session.name(), FormatCount(session.head().position()),
+                 FormatWhen(session.update_time()), session.head().id()});
+    }
+    PrintNow(table.Render());
+    return kExitOk;
+  }
+
+ private:
+  size_t limit_ = kMaxListed;
+  JsonFlag json_;
+  ConnectionFlags connection_;
+};
+
+class SessionsShowCommand : public Command {
+ public:
+  CLI::App* Declare(CLI::App* parent) override {
+    CLI::App* app = parent->add_subcommand("show", "Show a session and its head");
+    app->add_option("NAME", name_, "The session")->required();
+    json_.Declare(app, "the session");
+    connection_.Declare(app);
+    return app;
+  }
+
+  int Run() override {
+    int exit_code = kExitOk;
+    const auto client = ConnectOrFail(connection_, &exit_code);
+    if (client == nullptr) return exit_code;
+    v1::GetSessionRequest request;
+    request.set_name(name_);
+    v1::Session session;
+    const grpc::Status status =
+        client->Do(client->sessions(), &v1::Sessions::Stub::GetSession, request, &session);
+    if (!status.ok()) return client->Fail(status);
+    PrintSession(session, json_.json);
+    return kExitOk;
+  }
+
+ private:
+  std::string name_;
+  JsonFlag json_;
+  ConnectionFlags connection_;
+};
+
+class SessionsCreateCommand : public Command {
+ public:
+  CLI::App* Declare(CLI::App* parent) override {
+    CLI::App* app = parent->add_subcommand("create", "Name a state: a fork of what led to it");
+    app->add_option("NAME", name_, "The new session")->required();
+    app->add_option("--from", state_id_, "The state that becomes its head")
+        ->type_name("ID")
+        ->required();
+    json_.Declare(app, "the session");
+    connection_.Declare(app);
+    return app;
+  }
+
+  int Run() override {
+    int exit_code = kExitOk;
+    const auto client = ConnectOrFail(connection_, &exit_code);
+    if (client == nullptr) return exit_code;
+    v1::CreateSessionRequest request;
+    request.set_name(name_);
+    request.set_state_id(state_id_);
+    v1::Session session;
+    const grpc::Status status =
+        client->Do(client->sessions(), &v1::Sessions::Stub::CreateSession, request, &session);
+    if (!status.ok()) return client->Fail(status);
+    PrintSession(session, json_.json);
+    return kExitOk;
+  }
+
+ private:
+  std::string name_, state_id_;
+  JsonFlag json_;
+  ConnectionFlags connection_;
+};
+
+class SessionsHistoryCommand : public Command {
+ public:
+  CLI::App* Declare(CLI::App* parent) override {
+    CLI::App* app = parent->add_subcommand("history", "What was said, oldest first");
+    app->add_option("NAME", name_, "The session (or a state's id with --state)")->required();
+    app->add_flag("--state", is_state_, "NAME is a state's id");
+    json_.Declare(app, "an array of states with their transcripts");
+    connection_.Declare(app);
+    return app;
+  }
+
+  int Run() override {
+    int exit_code = kExitOk;
+    const auto client = ConnectOrFail(connection_, &exit_code);
+    if (client == nullptr) return exit_code;
+    v1::GetHistoryRequest request;
+    if (is_state_) {
+      request.set_state_id(name_);
+    } else {
+      request.set_session(name_);
+    }
+    v1::GetHistoryResponse response;
+    const grpc::Status status =
+        client->Do(client->sessions(), &v1::Sessions::Stub::GetHistory, request, &response);
+    if (!status.ok()) return client->Fail(status);
+    if (json_.json) {
+      PrintJson(ToJsonArray(response.states()));
+      return kExitOk;
+    }
+    for (const v1::State& state : response.states()) {
+      PrintNow(absl::StrCat("-- ", state.id(), ", ", FormatCount(state.position()), " tokens, ",
+                            FormatWhen(state.create_time()), state.dropped() ? ", dropped" : "",
+                            "\n", FormatTranscript(state)));
+    }
+    return kExitOk;
+  }
+
+ private:
+  std::string name_;
+  bool is_state_ = false;
+  JsonFlag json_;
+  ConnectionFlags connection_;
+};
+
+class SessionsRewindCommand : public Command {
+ public:
+  CLI::App* Declare(CLI::App* parent) override {
+    CLI::App* app = parent->add_subcommand("rewind", "Move a session's head back to an ancestor");
+    app->add_option("NAME", name_, "The session")->required();
+    CLI::Option_group* target = app->add_option_group("Where to", "exactly one of");
+    target->add_option("--steps", steps_, "That many states back")->type_name("N");
+    target->add_option("--to", state_id_, "To this state")->type_name("ID");
+    target->add_option("--position", position_, "To the newest one at or before that many tokens")
+        ->type_name("TOKENS");
+    target->require_option(1);
+    app->add_option("--etag", etag_, "Only if the session's etag is still this")->type_name("ETAG");
+    json_.Declare(app, "the session");
+    connection_.Declare(app);
+    return app;
+  }
+
+  int Run() override {
+    int exit_code = kExitOk;
+    const auto client = ConnectOrFail(connection_, &exit_code);
+    if (client == nullptr) return exit_code;
+    v1::RewindSessionRequest request;
+    request.set_name(name_);
+    if (steps_) request.set_steps(*steps_);
+    if (position_) request.set_position(*position_);
+    if (!state_id_.empty()) request.set_state_id(state_id_);
+    request.set_expected_etag(etag_);
+    v1::Session session;
+    const grpc::Status status =
+        client->Do(client->sessions(), &v1::Sessions::Stub::RewindSession, request, &session);
+    if (!status.ok()) return client->Fail(status);
+    PrintSession(session, json_.json);
+    return kExitOk;
+  }
+
+ private:
+  std::string name_, state_id_, etag_;
+  std::optional<uint32_t> steps_;
+  std::optional<uint64_t> position_;
+  JsonFlag json_;
+  ConnectionFlags connection_;
+};
+
+class SessionsRmCommand : public Command {
+ public:
+  CLI::App* Declare(CLI::App* parent) override {
+    CLI::App* app = parent->add_subcommand("rm", "Delete names; their states live on");
+    app->add_option("NAME", names_, "The sessions")->required();
+    connection_.Declare(app);
+    return app;
+  }
+
+  int Run() override {
+    int exit_code = kExitOk;
+    const auto client = ConnectOrFail(connection_, &exit_code);
+    if (client == nullptr) return exit_code;
+    for (const std::string& name : names_) {
+      v1::DeleteSessionRequest request;
+      request.set_name(name);
+      google::protobuf::Empty nothing;
+      const grpc::Status status =
+          client->Do(client->sessions(), &v1::Sessions::Stub::DeleteSession, request, &nothing);
+      if (!status.ok()) return client->Fail(status);
+      PrintLine("deleted " + name);
+    }
+    return kExitOk;
+  }
+
+ private:
+  std::vector<std::string> names_;
+  ConnectionFlags connection_;
+};
+
+}  // namespace
+
+Commands MakeSessionsCommands() {
+  Commands commands;
+  commands.push_back(std::make_unique<SessionsLsCommand>());
+  commands.push_back(std::make_unique<SessionsShowCommand>());
+  commands.push_back(std::make_unique<SessionsCreateCommand>());
+  commands.push_back(std::make_unique<SessionsHistoryCommand>());
+  commands.push_back(std::make_unique<SessionsRewindCommand>());
+  commands.push_back(std::make_unique<SessionsRmCommand>());
+  return commands;
+}
+
+}  // namespace vivarium::cli

@@ -1,0 +1,173 @@
+#include "cli/state_transfer.h"
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "cli/client.h"
+#include "cli/exit_code.h"
+#include "cli/flags.h"
+#include "cli/output.h"
+#include "cli/output_file.h"
+#include "cli/proto_json.h"
+
+namespace vivarium::cli {
+namespace {
+
+constexpr size_t kImportPieceBytes = size_t{1} << 20;
+
+class StatesExportCommand : public Command {
+ public:
+  CLI::App* Declare(CLI::App* parent) override {
+    CLI::App* app = parent->add_subcommand("export", "Write a state to a file");
+    app->add_option("ID", id_, "The state")->required();
+    app->add_option("--out", out_, "The file; it appears when it is whole")
+        ->type_name("FILE")
+        ->required();
+    json_.Declare(app, "what was written");
+    connection_.Declare(app);
+    return app;
+  }
+
+  int Run() override {
+    int exit_code = kExitOk;
+    const auto client = ConnectOrFail(connection_, &exit_code);
+    if (client == nullptr) return exit_code;
+    v1::GetStateRequest get;
+    get.set_id(id_);
+    v1::State state;
+    grpc::Status status = client->Do(client->states(), &v1::States::Stub::GetState, get, &state);
+    if (!status.ok()) return client->Fail(status);
+
+    auto file = OutputFile::Create(out_);
+    if (!file.ok()) return FailLocally(file.status());
+    uint64_t bytes = 0;
+    absl::Status written;
+    status = Receive(*client, state, file->get(), &bytes, &written);
+    if (!written.ok()) return FailLocally(written);
+    if (!status.ok()) return client->Fail(status);
+    if (written = (*file)->Finish(); !written.ok()) return FailLocally(written);
+    if (json_.json) {
+      PrintJson({{"state_id", id_}, {"file", out_}, {"bytes", bytes}});
+    } else {
+      PrintLine(absl::StrCat("wrote ", out_, ", ", FormatBytes(bytes)));
+    }
+    return kExitOk;
+  }
+
+ private:
+  grpc::Status Receive(Client& client, const v1::State& state, OutputFile* file, uint64_t* bytes,
+                       absl::Status* written) const {
+    v1::ExportStateRequest request;
+    request.set_id(id_);
+    const auto call = client.NewCall();
+    const auto reader = client.states().ExportState(call->context(), request);
+    Progress progress("exporting", state.size_bytes());
+    v1::ExportStateResponse response;
+    while (reader->Read(&response)) {
+      if (*written = file->Write(response.data()); !written->ok()) {
+        call->context()->TryCancel();
+        break;
+      }
+      *bytes += response.data().size();
+      progress.Advance(response.data().size());
+    }
+    return reader->Finish();
+  }
+
+  std::string id_, out_;
+  JsonFlag json_;
+  ConnectionFlags connection_;
+};
+
+struct CloseFile {
+  void operator()(std::FILE* file) const { std::fclose(file); }
+};
+
+class StatesImportCommand : public Command {
+ public:
+  CLI::App* Declare(CLI::App* parent) override {
+    CLI::App* app = parent->add_subcommand("import", "Take in a state from a file, as a new state");
+    app->add_option("FILE", file_, "What export wrote")->required();
+    app->add_option("--session", session_, "Also make this session, with the state as its head")
+        ->type_name("NAME");
+    labels_.Declare(app, "Label of the state; may be repeated");
+    json_.Declare(app, "the new state's id");
+    connection_.Declare(app);
+    return app;
+  }
+
+  int Run() override {
+    std::error_code error;
+    const uint64_t file_bytes = std::filesystem::file_size(file_, error);
+    const std::unique_ptr<std::FILE, CloseFile> file(error ? nullptr
+                                                           : std::fopen(file_.c_str(), "rb"));
+    if (file == nullptr) {
+      return Fail(kExitLocalError, absl::StrCat("cannot open ", file_, ": ",
+                                                error ? error.message() : std::strerror(errno)));
+    }
+    int exit_code = kExitOk;
+    const auto client = ConnectOrFail(connection_, &exit_code);
+    if (client == nullptr) return exit_code;
+    v1::State state;
+    bool is_read = true;
+    const grpc::Status status = Send(*client, file.get(), file_bytes, &state, &is_read);
+    if (!is_read) return Fail(kExitLocalError, absl::StrCat("cannot read ", file_));
+    if (!status.ok()) return client->Fail(status);
+    if (json_.json) {
+      PrintJson({{"state_id", state.id()}, {"state", ToJson(state)}});
+    } else {
+      PrintLine(
+          absl::StrCat("imported ", state.id(), ", ", FormatCount(state.position()), " tokens"));
+    }
+    return kExitOk;
+  }
+
+ private:
+  grpc::Status Send(Client& client, std::FILE* file, uint64_t file_bytes, v1::State* state,
+                    bool* is_read) const {
+    const auto call = client.NewCall();
+    const auto writer = client.states().ImportState(call->context(), state);
+    v1::ImportStateRequest request;
+    request.mutable_metadata()->set_session(session_);
+    labels_.Fill(request.mutable_metadata()->mutable_labels());
+    bool is_open = writer->Write(request);
+    Progress progress("importing", file_bytes);
+    std::string piece;
+    while (is_open) {
+      piece.resize(kImportPieceBytes);
+      const size_t size = std::fread(piece.data(), 1, piece.size(), file);
+      if (size == 0) break;
+      piece.resize(size);
+      request.set_data(piece);
+      is_open = writer->Write(request);
+      progress.Advance(size);
+    }
+    *is_read = std::ferror(file) == 0;
+    if (!*is_read) call->context()->TryCancel();
+    writer->WritesDone();
+    return writer->Finish();
+  }
+
+  std::string file_, session_;
+  LabelFlags labels_;
+  JsonFlag json_;
+  ConnectionFlags connection_;
+};
+
+}  // namespace
+
+std::unique_ptr<Command> MakeStatesExportCommand() {
+  return std::make_unique<StatesExportCommand>();
+}
+
+std::unique_ptr<Command> MakeStatesImportCommand() {
+  return std::make_unique<StatesImportCommand>();
+}
+
+}  // namespace vivarium::cli
