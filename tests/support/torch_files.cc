@@ -49,7 +49,7 @@ std::string MakeZip(const std::vector<ZipMember>& members, bool zip64) {
   zip += directory;
   if (zip64) {
     const uint64_t record_offset = zip.size();
-    zip += "PK\x06\x06" + Little(44, 8) + Little(0, 12) + Little(members.size(), 8) +
+    zip += "PK\x06\x06" + Little(44, 8) + std::string(12, '\0') + Little(members.size(), 8) +
            Little(members.size(), 8) + Little(directory.size(), 8) + Little(directory_offset, 8);
     zip += "PK\x06\x07" + Little(0, 4) + Little(record_offset, 8) + Little(1, 4);
   }
