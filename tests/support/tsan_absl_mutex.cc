@@ -27,7 +27,7 @@ Function* Next(const char* symbol) {
 }
 
 // Unlock evaluates the waiters' conditions while it still holds the lock: reads that the release
-// announced before it would not cover.
+// announced before it would not cover. So does Await, each time that it wakes and waits again.
 class IgnoreReads {
  public:
   IgnoreReads() { AnnotateIgnoreReadsBegin(__FILE__, __LINE__); }
@@ -78,7 +78,10 @@ void Mutex::Await(const Condition& condition) {
   static auto* const next =
       Next<void(Mutex*, const Condition&)>(VIVARIUM_ABSL "5Mutex5AwaitERKNS0_9ConditionE");
   __tsan_release(this);
-  next(this, condition);
+  {
+    const IgnoreReads ignore;
+    next(this, condition);
+  }
   __tsan_acquire(this);
 }
 
@@ -86,7 +89,10 @@ bool Mutex::AwaitWithTimeout(const Condition& condition, Duration timeout) {
   static auto* const next = Next<bool(Mutex*, const Condition&, Duration)>(
       VIVARIUM_ABSL "5Mutex16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE");
   __tsan_release(this);
-  const bool held = next(this, condition, timeout);
+  const bool held = [&] {
+    const IgnoreReads ignore;
+    return next(this, condition, timeout);
+  }();
   __tsan_acquire(this);
   return held;
 }
@@ -95,7 +101,10 @@ bool Mutex::AwaitWithDeadline(const Condition& condition, Time deadline) {
   static auto* const next = Next<bool(Mutex*, const Condition&, Time)>(
       VIVARIUM_ABSL "5Mutex17AwaitWithDeadlineERKNS0_9ConditionENS0_4TimeE");
   __tsan_release(this);
-  const bool held = next(this, condition, deadline);
+  const bool held = [&] {
+    const IgnoreReads ignore;
+    return next(this, condition, deadline);
+  }();
   __tsan_acquire(this);
   return held;
 }
@@ -103,7 +112,10 @@ bool Mutex::AwaitWithDeadline(const Condition& condition, Time deadline) {
 void Mutex::LockWhen(const Condition& condition) {
   static auto* const next =
       Next<void(Mutex*, const Condition&)>(VIVARIUM_ABSL "5Mutex8LockWhenERKNS0_9ConditionE");
-  next(this, condition);
+  {
+    const IgnoreReads ignore;
+    next(this, condition);
+  }
   __tsan_acquire(this);
 }
 
