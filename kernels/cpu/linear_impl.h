@@ -23,6 +23,22 @@ inline void StoreTile(const Vec (&acc)[kRows][kVectors], const LinearPanel& pane
   }
 }
 
+// A panel's first tile reads it from memory, and its arithmetic leaves the reorder window too short
+// to keep the memory busy: so tiles of several rows fetch this far ahead (into the next panel at
+// the end).
+constexpr uintptr_t kPrefetchBytes = 8192;
+constexpr int kMinPrefetchRows = 3;
+
+template <int kBytes>
+inline void PrefetchAhead(const void* p) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kBytes; i += 64) {
+    // As an integer: the last panel's fetches end outside its memory, where they do nothing.
+    __builtin_prefetch(
+        reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + kPrefetchBytes + i));
+  }
+}
+
 struct F32Weight {
   using Element = float;
   static Vec Widen(const float* p) { return Load(p); }
@@ -43,6 +59,9 @@ struct WideningTile {
       Vec column[kVectors];
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) column[v] = Weight::Widen(w + v * kLanes);
+      if (kRows >= kMinPrefetchRows && row == 0) {
+        PrefetchAhead<kVectors * kLanes * sizeof(typename Weight::Element)>(w);
+      }
       w += kVectors * kLanes;
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {

@@ -24,6 +24,9 @@ struct PairedTile {
       __m512i pairs[kVectors];
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) pairs[v] = _mm512_loadu_si512(w + v * 2 * kLanes);
+      if (kRows >= kMinPrefetchRows && row == 0) {
+        PrefetchAhead<kVectors * 2 * kLanes * sizeof(uint16_t)>(w);
+      }
       w += kVectors * 2 * kLanes;
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {

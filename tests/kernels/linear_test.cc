@@ -97,9 +97,10 @@ void LinearTest::CheckShape(const Shape& shape, DType dtype, bool with_bias) {
 }
 
 TEST_P(LinearTest, MatchesReference) {
-  const Shape shapes[] = {{1, 1, 1},    {1, 1, 2},    {2, 3, 1},     {1, 16, 7},    {3, 15, 16},
-                          {5, 17, 33},  {6, 48, 64},  {7, 63, 65},   {1, 64, 64},   {4, 65, 31},
-                          {13, 80, 96}, {12, 100, 3}, {70, 130, 47}, {2, 192, 300}, {1, 257, 513}};
+  const Shape shapes[] = {{1, 1, 1},     {1, 1, 2},    {2, 3, 1},    {1, 16, 7},   {3, 15, 16},
+                          {5, 17, 33},   {6, 48, 64},  {7, 63, 65},  {1, 64, 64},  {4, 65, 31},
+                          {11, 80, 96},  {13, 80, 96}, {25, 33, 17}, {12, 100, 3}, {70, 130, 47},
+                          {2, 192, 300}, {1, 257, 513}};
   for (const Shape& shape : shapes) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
       for (const bool with_bias : {false, true}) CheckShape(shape, dtype, with_bias);
