@@ -35,9 +35,9 @@ absl::Status ParseTextOrTokens(const Request& request, const RequestLimits& limi
   input->parse_special = request.parse_special();
   if (request.input_case() == Request::kText) {
     input->kind = Input::Kind::kText;
-    if (request.text().size() > engine::kMaxEncodeBytes) {
+    if (request.text().size() > kMaxTextBytes) {
       return InvalidField("text", absl::StrCat(request.text().size(), " bytes"),
-                          absl::StrCat("at most ", engine::kMaxEncodeBytes));
+                          absl::StrCat("at most ", kMaxTextBytes));
     }
     input->text = request.text();
     return CheckUtf8("text", input->text);

@@ -2,6 +2,8 @@
 
 #include <grpcpp/server_context.h>
 
+#include <utility>
+
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "engine/text/utf8.h"
@@ -112,6 +114,12 @@ absl::Status BusyError(std::string_view what, size_t limit) {
                      absl::StrCat(Absl(what), ": all ", limit, " places are taken; try again")),
                  "QUEUE_FULL", {{"limit", std::to_string(limit)}}),
       kQueueFullRetryDelay);
+}
+
+absl::Status SubmitError(absl::Status status) {
+  if (absl::IsUnavailable(status)) return WithReason(std::move(status), "DRAINING");
+  if (!absl::IsResourceExhausted(status)) return status;
+  return WithRetryDelay(WithReason(std::move(status), "QUEUE_FULL"), kQueueFullRetryDelay);
 }
 
 std::string ReasonOf(const absl::Status& status) {

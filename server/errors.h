@@ -40,6 +40,9 @@ absl::Status DrainingError();
 // RESOURCE_EXHAUSTED with a retry delay: no room for more calls.
 absl::Status BusyError(std::string_view what, size_t limit);
 
+// What the engine answers to a stream that it doesn't take, with its reason and a retry delay.
+absl::Status SubmitError(absl::Status status);
+
 // The reason that `status` leaves with; "" when it is OK.
 std::string ReasonOf(const absl::Status& status);
 

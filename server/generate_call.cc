@@ -116,11 +116,7 @@ absl::Status GenerateCall::PlanOrReplay() {
 absl::Status GenerateCall::Submit(GeneratePlan plan) {
   auto id =
       parts_->engine->Submit(std::move(plan.request), std::make_unique<Sink>(shared_from_this()));
-  if (!id.ok()) {
-    return absl::IsResourceExhausted(id.status())
-               ? WithRetryDelay(WithReason(id.status(), "QUEUE_FULL"), kQueueFullRetryDelay)
-               : id.status();
-  }
+  if (!id.ok()) return SubmitError(id.status());
   bool is_cancelled = false;
   {
     absl::MutexLock lock(&mutex_);

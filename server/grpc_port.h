@@ -10,7 +10,7 @@
 
 namespace vivarium::server {
 
-inline constexpr int kMaxReceiveBytes = 40 << 20;  // a text of engine::kMaxEncodeBytes fits
+inline constexpr int kMaxReceiveBytes = 10 << 20;  // kMaxTextBytes, or max_prompt_tokens ids, fit
 
 // Thread-safe. Destruction closes at once.
 class GrpcPort {

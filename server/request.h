@@ -16,6 +16,7 @@ namespace vivarium::server {
 inline constexpr uint32_t kMinSaveEveryTokens = 16;
 inline constexpr int32_t kMaxPriority = 100;
 inline constexpr size_t kMaxScoreStates = 64;
+inline constexpr size_t kMaxTextBytes = size_t{8} << 20;
 inline constexpr absl::Duration kMaxTtl = absl::Hours(24 * 366 * 100);
 
 // What to consume.

@@ -91,11 +91,7 @@ absl::Status ScoreCall::SubmitOne(const std::string& state_id, int score_index) 
   response_->mutable_scores(score_index)->set_state_id(state_id);
   auto id = parts_->engine->Submit(std::move(request),
                                    std::make_unique<Sink>(shared_from_this(), score_index));
-  if (!id.ok()) {
-    return absl::IsResourceExhausted(id.status())
-               ? WithRetryDelay(WithReason(id.status(), "QUEUE_FULL"), kQueueFullRetryDelay)
-               : id.status();
-  }
+  if (!id.ok()) return SubmitError(id.status());
   bool is_cancelled = false;
   {
     absl::MutexLock lock(&mutex_);

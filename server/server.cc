@@ -23,7 +23,7 @@
 namespace vivarium::server {
 namespace {
 
-constexpr size_t kMaxWaitingCalls = 4096;                   // for the executor
+constexpr size_t kMaxWaitingCalls = 1024;                   // for the executor
 constexpr absl::Duration kReadersGrace = absl::Seconds(5);  // to read the end, on a drain
 constexpr absl::Duration kCloseGrace = absl::Milliseconds(500);
 constexpr absl::Duration kStoreStatsPeriod = absl::Seconds(15);

@@ -71,8 +71,10 @@ absl::Status ListPage(const Parts& parts, const v1::ListSessionsRequest& request
   if (!page.ok()) return page.status();
   for (const statestore::Session& session : page->items) {
     v1::Session filled;
-    // One that goes away, or moves, between the two looks is left out.
-    if (Fill(parts, session, &filled).ok()) *response->add_sessions() = std::move(filled);
+    absl::Status status = Fill(parts, session, &filled);
+    if (absl::IsNotFound(status)) continue;  // it moved on, or went away, between the two looks
+    if (!status.ok()) return status;
+    *response->add_sessions() = std::move(filled);
   }
   response->set_next_page_token(page->next_page_token);
   return absl::OkStatus();

@@ -67,6 +67,7 @@ TEST_F(BadInputTest, GenerateSourceAndInput) {
   ExpectInvalid("token_ids[1]", [](auto* r) { SetTokens(r, {1, -1}); });
   ExpectInvalid("token_ids[0]", [](auto* r) { SetTokens(r, {kFakeVocabSize}); });
   ExpectInvalid("token_ids", [](auto* r) { SetTokens(r, std::vector<int32_t>((1 << 20) + 1, 1)); });
+  ExpectInvalid("text", [](auto* r) { r->set_text(std::string(kMaxTextBytes + 1, 'x')); });
   ExpectInvalid("parse_special", [](auto* r) { r->set_parse_special(true); });
   ExpectInvalid("state_id", [](auto* r) { r->set_state_id(""); });
   ExpectInvalid("state_id", [](auto* r) { r->set_state_id("../../etc/passwd"); });
