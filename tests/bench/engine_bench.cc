@@ -1,7 +1,10 @@
 // engine_bench: the whole model (mamba-130m's shape, random weights made on the spot), verified,
 // then timed: decode at several batch sizes and prefill, each figure beside its floor.
 //
-//   engine_bench [--json] [--quick] [--isa NAME] [--threads N] [--weights bf16|f32]
+//   engine_bench [--json] [--quick] [--cpu-time] [--isa NAME] [--threads N] [--weights bf16|f32]
+//
+// --cpu-time counts the CPU time of one thread (and means --threads 1), for machines that other
+// work shares.
 //
 // Floors, from peaks measured in the same run with the same threads (before, between and after the
 // timings, the best of each: on a busy machine one measurement alone comes out low). A step reads
@@ -36,6 +39,7 @@ constexpr int32_t kPrefillChunk = 512;
 
 struct Options {
   bool json = false;
+  bool cpu_time = false;
   bool quick = false;  // a small model and few steps: to see that all of it runs and verifies
   std::string isa;
   int num_threads = 0;
@@ -134,13 +138,13 @@ Work StepWork(const MambaSpec& spec, ModelHarness* harness, WeightFormat weights
 }
 
 template <typename Run>
-std::vector<double> TimeSeconds(int repeats, Run run) {
+std::vector<double> TimeSeconds(int repeats, ClockFn clock, Run run) {
   run();  // warms caches and pages
   std::vector<double> seconds;
   for (int i = 0; i < repeats; ++i) {
-    const double begin = WallSeconds();
+    const double begin = clock();
     run();
-    seconds.push_back(WallSeconds() - begin);
+    seconds.push_back(clock() - begin);
   }
   std::sort(seconds.begin(), seconds.end());
   return seconds;
@@ -178,10 +182,10 @@ nlohmann::json Row(const Figure& figure, const MachinePeaks& peaks, WeightFormat
 }
 
 Figure Decode(const MambaSpec& spec, ModelHarness* harness, int32_t num_sequences, int repeats,
-              WeightFormat weights) {
+              ClockFn clock, WeightFormat weights) {
   for (int32_t slot = 0; slot < num_sequences; ++slot) harness->ZeroSlot(slot);
   int64_t position = 0;
-  const auto seconds = TimeSeconds(repeats, [&] {
+  const auto seconds = TimeSeconds(repeats, clock, [&] {
     const DecodeBatch step(0, num_sequences, position++, harness->vocab());
     harness->model().Forward(step.batch(), harness->slots());
   });
@@ -190,10 +194,10 @@ Figure Decode(const MambaSpec& spec, ModelHarness* harness, int32_t num_sequence
 }
 
 Figure Prefill(const MambaSpec& spec, ModelHarness* harness, int32_t length, int repeats,
-               WeightFormat weights) {
+               ClockFn clock, WeightFormat weights) {
   std::vector<int32_t> prompt;
   for (int64_t i = 0; i < length; ++i) prompt.push_back(Token(1, i, harness->vocab()));
-  const auto seconds = TimeSeconds(repeats, [&] {
+  const auto seconds = TimeSeconds(repeats, clock, [&] {
     for (int32_t begin = 0; begin < length; begin += kPrefillChunk) {
       const int32_t size = std::min(kPrefillChunk, length - begin);
       const Segment segment{0, size, begin == 0 ? kernels::kPadSlot : 0, 0};
@@ -229,6 +233,8 @@ bool ParseOptions(int argc, char** argv, Options* options) {
     const std::string value = i + 1 < argc ? argv[i + 1] : "";
     if (arg == "--json") {
       options->json = true;
+    } else if (arg == "--cpu-time") {
+      options->cpu_time = true;
     } else if (arg == "--quick") {
       options->quick = true;
     } else if (arg == "--isa" && !value.empty()) {
@@ -241,9 +247,10 @@ bool ParseOptions(int argc, char** argv, Options* options) {
       options->weights = value == "f32" ? WeightFormat::kF32 : WeightFormat::kBF16;
       ++i;
     } else {
-      std::fprintf(stderr,
-                   "usage: engine_bench [--json] [--quick] [--isa portable|avx2|avx512]"
-                   " [--threads N] [--weights bf16|f32]\n");
+      std::fprintf(
+          stderr,
+          "usage: engine_bench [--json] [--quick] [--cpu-time] [--isa portable|avx2|avx512]"
+          " [--threads N] [--weights bf16|f32]\n");
       return false;
     }
   }
@@ -268,9 +275,10 @@ absl::StatusOr<std::unique_ptr<ModelHarness>> LoadRandom(const MambaSpec& spec,
 std::vector<Figure> Measure(const MambaSpec& spec, ModelHarness* harness, const Options& options,
                             MachinePeaks* peaks) {
   const kernels::Backend& backend = *harness->model().backend();
+  const ClockFn clock = options.cpu_time ? ThreadCpuSeconds : WallSeconds;
   *peaks = {};
   const auto measure_peaks = [&] {
-    const MachinePeaks again = MeasurePeaks(backend.isa(), backend.num_threads(), WallSeconds);
+    const MachinePeaks again = MeasurePeaks(backend.isa(), backend.num_threads(), clock);
     peaks->read_bytes_per_s = std::max(peaks->read_bytes_per_s, again.read_bytes_per_s);
     peaks->f32_flops_per_s = std::max(peaks->f32_flops_per_s, again.f32_flops_per_s);
     peaks->bf16_flops_per_s = std::max(peaks->bf16_flops_per_s, again.bf16_flops_per_s);
@@ -279,11 +287,12 @@ std::vector<Figure> Measure(const MambaSpec& spec, ModelHarness* harness, const 
   measure_peaks();
   for (const int32_t num_sequences : {1, 4, 8, 16, 32, kMaxSequences}) {
     figures.push_back(
-        Decode(spec, harness, num_sequences, options.quick ? 2 : 20, options.weights));
+        Decode(spec, harness, num_sequences, options.quick ? 2 : 20, clock, options.weights));
   }
   measure_peaks();
   for (const int32_t length : {512, 2048}) {
-    figures.push_back(Prefill(spec, harness, length, options.quick ? 1 : 3, options.weights));
+    figures.push_back(
+        Prefill(spec, harness, length, options.quick ? 1 : 3, clock, options.weights));
   }
   measure_peaks();
   return figures;
@@ -301,6 +310,7 @@ void PrintHeader(const nlohmann::json& report) {
 int Main(int argc, char** argv) {
   Options options;
   if (!ParseOptions(argc, argv, &options)) return 2;
+  if (options.cpu_time) options.num_threads = 1;
   const MambaSpec spec = Mamba130m(options.quick);
   const auto loaded = LoadRandom(spec, options);
   if (!loaded.ok()) {
