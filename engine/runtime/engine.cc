@@ -19,17 +19,17 @@ namespace {
 
 class ThreadedEngine final : public Engine {
  public:
-  ThreadedEngine(Model* model, const Tokenizer* tokenizer, const ModelIdentity& identity,
+  ThreadedEngine(Model* model, const Tokenizer* tokenizer, ModelIdentity identity,
                  const EngineOptions& options, std::unique_ptr<StatePool> pool, int64_t num_ids,
                  std::vector<int32_t> eos_ids)
       : tokenizer_(tokenizer),
-        identity_(identity),
+        identity_(std::move(identity)),
         options_(options),
         layout_(model->state_layout()),
         num_ids_(num_ids),
         eos_ids_(std::move(eos_ids)),
         mailbox_(options.max_queued_streams),
-        loop_(model, identity, std::move(pool), options, num_ids) {
+        loop_(model, identity_, std::move(pool), options, num_ids) {
     mailbox_.Publish(loop_.stats());
     thread_ = std::thread([this] { Run(); });
   }
@@ -151,8 +151,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model* model, const Token
   auto pool =
       StatePool::Create(model->backend(), model->state_layout().slot_bytes, options.max_slots);
   if (!pool.ok()) return pool.status();
-  return std::make_unique<ThreadedEngine>(model, tokenizer, identity, options, *std::move(pool),
-                                          num_ids, UsableEosIds(*model, tokenizer, num_ids));
+  return std::make_unique<ThreadedEngine>(model, tokenizer, std::move(identity), options,
+                                          *std::move(pool), num_ids,
+                                          UsableEosIds(*model, tokenizer, num_ids));
 }
 
 }  // namespace vivarium::engine
