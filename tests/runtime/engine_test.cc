@@ -182,11 +182,16 @@ TEST(Engine, CancelOrDeadlineInTheQueueGivesNoState) {
 
 TEST(Engine, ADeadlineEndsARunningStreamWithItsState) {
   TestEngine test;
-  EngineRequest request = MakeRequest(Tokens(3), kEndless);
-  request.save.at_end = true;
-  request.deadline = absl::Now() + absl::Milliseconds(30);
-  const auto record = test.Run(std::move(request));
-  EXPECT_EQ(record->finished->reason, FinishReason::kDeadline);
+  std::shared_ptr<Recorded> record;
+  // On a busy machine the deadline may pass before the first step: then once more, with more time.
+  for (int64_t patience_ms = 30; record == nullptr || !record->started; patience_ms *= 4) {
+    ASSERT_LT(patience_ms, 60000);
+    EngineRequest request = MakeRequest(Tokens(3), kEndless);
+    request.save.at_end = true;
+    request.deadline = absl::Now() + absl::Milliseconds(patience_ms);
+    record = test.Run(std::move(request));
+    ASSERT_EQ(record->finished->reason, FinishReason::kDeadline);
+  }
   ASSERT_NE(record->finished->state, nullptr);
   EXPECT_EQ(record->finished->state->position, record->finished->position);
 }
@@ -277,6 +282,7 @@ TEST(Engine, ExactlyOneFinishUnderConcurrentSubmitCancelAndDrain) {
         {.max_slots = 3, .max_live_streams = 8, .max_queued_streams = 16, .time_slice_tokens = 5});
     std::vector<std::vector<std::shared_ptr<Recorded>>> accepted(kNumThreads);
     std::vector<std::thread> threads;
+    std::atomic<int> num_done{0};
     for (int t = 0; t < kNumThreads; ++t) {
       threads.emplace_back([&, t] {
         std::mt19937 random(round * 100 + t);
@@ -291,10 +297,14 @@ TEST(Engine, ExactlyOneFinishUnderConcurrentSubmitCancelAndDrain) {
           if (random() % 3 == 0) test.engine->Cancel(*id);
           if (random() % 4 == 0) (void)test.engine->Stats();
         }
+        ++num_done;
       });
     }
     std::thread drainer([&] {
-      while (test.engine->Stats().finished_streams < 30) std::this_thread::yield();
+      // When the engine's thread is slow, the queue refuses most, and fewer than 30 ever finish.
+      while (test.engine->Stats().finished_streams < 30 && num_done < kNumThreads) {
+        std::this_thread::yield();
+      }
       test.engine->Drain(absl::Now() + absl::Milliseconds(round % 3));
     });
     for (std::thread& thread : threads) thread.join();
