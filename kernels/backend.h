@@ -1,4 +1,5 @@
-// Backend: a device that holds memory and runs ops. Start here, then ops.h for what each op computes.
+// Backend: a device that holds memory and runs ops. Start here, then ops.h for what each op
+// computes.
 //
 // Thread-safety: one thread (the engine's) calls a Backend; a Backend may use threads of its own
 // inside an op. Every op is complete, and its results visible, after Synchronize(); on the CPU each
@@ -34,8 +35,8 @@ class PackedMatrix {
   virtual ~PackedMatrix() = default;
   virtual int64_t rows() const = 0;
   virtual int64_t cols() const = 0;
-  virtual DType dtype() const = 0;     // kBF16 or kF32
-  virtual size_t bytes() const = 0;    // device memory held
+  virtual DType dtype() const = 0;   // kBF16 or kF32
+  virtual size_t bytes() const = 0;  // device memory held
 };
 
 class Backend {
@@ -54,7 +55,8 @@ class Backend {
   // "cpu-avx2-v1" = device, instruction-set path, kernel version. Never depends on num_threads.
   virtual std::string numerics_name() const = 0;
 
-  // Device memory, aligned to 64 bytes, zeroed. Null when there is none left. Free(nullptr) is legal.
+  // Device memory, aligned to 64 bytes, zeroed. Null when there is none left. Free(nullptr) is
+  // legal.
   virtual void* Allocate(size_t bytes) = 0;
   virtual void Free(void* device_ptr) = 0;
   virtual void CopyToDevice(void* device_dst, const void* host_src, size_t bytes) = 0;

@@ -6,9 +6,10 @@
 // that an op can read a column slice of a wider matrix. No op writes outside the rows and columns
 // named. Sizes are checked at the model's load; ops only assert them.
 //
-// Batches are flat ("packed varlen"): the rows of all sequences of one step one after the other, cut
-// by Segments. The arithmetic of a row, and its order, never depends on what else is in the batch,
-// on how a sequence was cut into segments, on its slot, or on the number of threads: bits agree.
+// Batches are flat ("packed varlen"): the rows of all sequences of one step one after the other,
+// cut by Segments. The arithmetic of a row, and its order, never depends on what else is in the
+// batch, on how a sequence was cut into segments, on its slot, or on the number of threads: bits
+// agree.
 //
 // States live in a slot pool: `states` points at this layer's part of slot 0, slot s begins at
 // states + s * slot_stride elements.
@@ -38,7 +39,7 @@ struct Segment {
 
 // out[t, :] = table[token_ids[t], :], widened to f32.
 struct EmbeddingGatherParams {
-  const void* table;         // [vocab, d_model] row-major, dtype table_dtype (f32 or bf16)
+  const void* table;  // [vocab, d_model] row-major, dtype table_dtype (f32 or bf16)
   DType table_dtype;
   int64_t vocab_size;        // rows of table; 0 <= token_ids[t] < vocab_size
   const int32_t* token_ids;  // [num_tokens]
@@ -54,7 +55,7 @@ struct EmbeddingGatherParams {
 // The mean is summed in one fixed order. out may be x (in place) when residual is null.
 // With x null and residual given: plain norm of the residual.
 struct RmsNormParams {
-  const float* x;       // [num_tokens, channels] stride x_stride; null: nothing to add
+  const float* x;  // [num_tokens, channels] stride x_stride; null: nothing to add
   int64_t x_stride;
   float* residual;      // [num_tokens, channels] contiguous, updated; may be null
   const float* weight;  // [channels]; null: weightless (Falcon-Mamba's B, C, dt norms)
