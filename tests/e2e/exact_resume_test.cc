@@ -14,9 +14,7 @@
 namespace vivarium {
 namespace {
 
-using testing::Generated;
-using testing::GrpcClient;
-using testing::ServerProcess;
+using ::vivarium::test::ServerProcess;
 
 constexpr int kHalf = 100;
 constexpr char kPrompt[] =

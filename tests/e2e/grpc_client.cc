@@ -4,7 +4,7 @@
 
 #include <bit>
 
-namespace vivarium::testing {
+namespace vivarium {
 
 Generated GrpcClient::Generate(const v1::GenerateRequest& request) {
   Generated result;
@@ -46,4 +46,4 @@ v1::Stats GrpcClient::Stats() {
   return stats;
 }
 
-}  // namespace vivarium::testing
+}  // namespace vivarium

@@ -14,7 +14,7 @@
 #include "vivarium/v1/sessions.grpc.pb.h"
 #include "vivarium/v1/states.grpc.pb.h"
 
-namespace vivarium::testing {
+namespace vivarium {
 
 // What one Generate call gave.
 struct Generated {
@@ -49,4 +49,4 @@ class GrpcClient {
   const std::unique_ptr<v1::Admin::Stub> admin;
 };
 
-}  // namespace vivarium::testing
+}  // namespace vivarium
