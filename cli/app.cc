@@ -1,16 +1,18 @@
 #include "cli/app.h"
 
+#include <CLI/App.hpp>
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
 #include <algorithm>
 #include <iterator>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
-#include "CLI/App.hpp"
-#include "CLI/Config.hpp"
-#include "CLI/Formatter.hpp"
 #include "cli/command.h"
+#include "cli/complete.h"
 #include "cli/exit_code.h"
 #include "cli/output.h"
 
@@ -107,6 +109,10 @@ int RunVivarium(int argc, const char* const* argv) {
   if (argc <= 1) {
     PrintNow(root.help());
     return kExitUsage;
+  }
+  if (argv[1] == std::string_view(kCompleteCommand)) {
+    PrintCompletions(root, {argv + 2, argv + argc});
+    return kExitOk;
   }
   try {
     root.parse(argc, argv);

@@ -1,10 +1,9 @@
 // Command: one leaf of the command tree, e.g. `vivarium states ls`.
 #pragma once
 
+#include <CLI/App.hpp>
 #include <memory>
 #include <vector>
-
-#include "CLI/App.hpp"
 
 namespace vivarium::cli {
 

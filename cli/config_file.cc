@@ -7,8 +7,9 @@
 #define TOML_EXCEPTIONS 0
 #include <toml++/toml.h>
 
-#include "CLI/Error.hpp"
-#include "CLI/Option.hpp"
+#include <CLI/Error.hpp>
+#include <CLI/Option.hpp>
+
 #include "absl/strings/str_cat.h"
 #include "cli/token_ids.h"
 

@@ -1,12 +1,11 @@
 // A command's flags from a TOML file: keys are the flags' names without dashes in front.
 #pragma once
 
+#include <CLI/App.hpp>
 #include <map>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include "CLI/App.hpp"
 
 namespace vivarium::cli {
 

@@ -1,10 +1,10 @@
 #include "cli/flags.h"
 
+#include <CLI/Validators.hpp>
 #include <charconv>
 #include <cmath>
 #include <limits>
 
-#include "CLI/Validators.hpp"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"

@@ -2,12 +2,12 @@
 // fills its part of a request.
 #pragma once
 
+#include <CLI/App.hpp>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "CLI/App.hpp"
 #include "absl/status/status.h"
 #include "vivarium/v1/generation.pb.h"
 

@@ -4,12 +4,12 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
-#include "nlohmann/json.hpp"
 
 namespace vivarium::cli {
 

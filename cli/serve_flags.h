@@ -1,10 +1,10 @@
 // ServeFlags: a server's options from flags and a config file, for `serve` and `config check`.
 #pragma once
 
+#include <CLI/App.hpp>
 #include <string>
 #include <vector>
 
-#include "CLI/App.hpp"
 #include "server/server_options.h"
 
 namespace vivarium::cli {

@@ -4,13 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
-#include "nlohmann/json.hpp"
 #include "tests/support/npy.h"
 #include "tests/support/process.h"
 #include "tests/support/server_process.h"
@@ -100,6 +100,26 @@ TEST(UsageTest, NobodyListening) {
       Vivarium({"generate", "a"}, {.env = {"VIVARIUM_SERVER=127.0.0.1:2"}});
   EXPECT_EQ(by_environment.exit_code, 3);
   EXPECT_THAT(by_environment.err, HasSubstr("127.0.0.1:2"));
+}
+
+TEST(CompleteTest, SaysWhatMayFollow) {
+  const std::string top = Vivarium({"complete"}).out;
+  EXPECT_THAT(top, HasSubstr("serve\tServe a model\n"));
+  EXPECT_THAT(top, HasSubstr("--help\t"));
+  EXPECT_THAT(Vivarium({"complete", "states"}).out, HasSubstr("verify\t"));
+  const std::string flags = Vivarium({"complete", "generate", "text", "--json"}).out;
+  EXPECT_THAT(flags, HasSubstr("--max-tokens\t"));
+  EXPECT_THAT(flags, ::testing::Not(HasSubstr("serve\t")));
+}
+
+TEST(ManPageTest, NamesEveryCommand) {
+  const std::string page = ReadFile(VIVARIUM_SOURCE_DIR "/cli/vivarium.1");
+  for (const std::string& line :
+       std::vector<std::string>(absl::StrSplit(Vivarium({"complete"}).out, '\n'))) {
+    if (line.empty() || line.front() == '-') continue;
+    const std::string name = line.substr(0, line.find('\t'));
+    EXPECT_THAT(page, ::testing::ContainsRegex("\n\\.(B|BI|BR) \"?" + name)) << name;
+  }
 }
 
 TEST(VersionTest, TextAndJson) {
