@@ -58,7 +58,11 @@ void ImportCall::OnReadDone(bool ok) {
 }
 
 void ImportCall::TakeMessage() {
-  absl::Status status = TakePart();
+  absl::Status status;
+  {
+    absl::MutexLock lock(&mutex_);
+    status = TakePart();
+  }
   if (!status.ok()) return End(status);
   StartRead(&message_);
 }
@@ -106,8 +110,14 @@ absl::Status ImportCall::CheckSaved(const statestore::SavedState& saved) const {
 
 absl::Status ImportCall::Store() {
   if (parts_->is_draining) return DrainingError();
-  if (!has_metadata_) return InvalidField("metadata", "missing", "it in the first message");
-  auto saved = importer_.Finish();
+  v1::ImportMetadata metadata;
+  absl::StatusOr<statestore::SavedState> saved;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!has_metadata_) return InvalidField("metadata", "missing", "it in the first message");
+    metadata = std::move(metadata_);
+    saved = importer_.Finish();
+  }
   if (!saved.ok()) return saved.status();
   absl::Status status = CheckSaved(*saved);
   if (!status.ok()) return status;
@@ -115,8 +125,8 @@ absl::Status ImportCall::Store() {
   manifest.id = parts_->ids->NextStateId();
   manifest.tenant = DefaultTenant();
   manifest.parent_id.clear();
-  manifest.session = metadata_.session();
-  manifest.labels = ParseLabels(metadata_.labels());
+  manifest.session = metadata.session();
+  manifest.labels = ParseLabels(metadata.labels());
   manifest.pinned = false;
   manifest.created = absl::Now();
   manifest.expires = manifest.created + LimitsOf(*parts_).default_ttl;
@@ -125,15 +135,15 @@ absl::Status ImportCall::Store() {
   commit.tenant = DefaultTenant();
   commit.states.push_back({std::move(manifest), &saved->slot});
   LeasedSession session;
-  if (!metadata_.session().empty()) {
-    auto lease = parts_->sessions->Lease(DefaultTenant(), metadata_.session(), "");
+  if (!metadata.session().empty()) {
+    auto lease = parts_->sessions->Lease(DefaultTenant(), metadata.session(), "");
     if (!lease.ok()) return lease.status();
     session = *std::move(lease);
-    commit.head_move = statestore::Commit::HeadMove{metadata_.session(), id, ""};
+    commit.head_move = statestore::Commit::HeadMove{metadata.session(), id, ""};
   }
   status = parts_->store->Apply(commit);
   if (absl::IsAlreadyExists(status)) {
-    return WithReason(status, "SESSION_EXISTS", {{"session", metadata_.session()}});
+    return WithReason(status, "SESSION_EXISTS", {{"session", metadata.session()}});
   }
   if (!status.ok()) return status;
   auto stored = parts_->store->GetManifest(DefaultTenant(), id);

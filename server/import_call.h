@@ -7,7 +7,9 @@
 
 #include <atomic>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
 #include "server/parts.h"
 #include "statestore/state_export.h"
 #include "vivarium/v1/states.pb.h"
@@ -32,9 +34,9 @@ class ImportCall final : public grpc::ServerReadReactor<v1::ImportStateRequest> 
              v1::State* response);
   ~ImportCall() override;
 
-  void TakeMessage();
-  absl::Status TakePart();
-  absl::Status Store();
+  void TakeMessage() ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status TakePart() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status Store() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status CheckSaved(const statestore::SavedState& saved) const;
   void End(const absl::Status& status);
 
@@ -43,10 +45,11 @@ class ImportCall final : public grpc::ServerReadReactor<v1::ImportStateRequest> 
   grpc::CallbackServerContext* const context_;
   v1::State* const response_;
   const absl::Time arrived_;
-  statestore::StateImporter importer_;
   v1::ImportStateRequest message_;
-  v1::ImportMetadata metadata_;
-  bool has_metadata_ = false;
+  absl::Mutex mutex_;  // never waited for: each piece of work may run on another thread
+  statestore::StateImporter importer_ ABSL_GUARDED_BY(mutex_);
+  v1::ImportMetadata metadata_ ABSL_GUARDED_BY(mutex_);
+  bool has_metadata_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace vivarium::server

@@ -4,6 +4,7 @@
 
 #include <thread>
 
+#include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "tests/server/service_fixture.h"
 
@@ -142,8 +143,10 @@ TEST_F(GenerateTest, SavesFormAChainAndSnapshotsNeverMoveTheHead) {
   request.set_session("s");
   request.mutable_save()->set_every_tokens(16);
   request.mutable_save()->set_at_prompt_end(true);
+  absl::Mutex mutex;
   std::vector<std::string> heads;
   store_.SetHook([&](const statestore::Commit& commit) {
+    absl::MutexLock lock(&mutex);
     if (commit.head_move) heads.push_back(commit.head_move->head);
     return absl::OkStatus();
   });
@@ -161,6 +164,7 @@ TEST_F(GenerateTest, SavesFormAChainAndSnapshotsNeverMoveTheHead) {
     position = state.position();
   }
   EXPECT_EQ(answer.finished.state().parent_id(), parent);
+  absl::MutexLock lock(&mutex);
   EXPECT_THAT(heads, ElementsAre(answer.finished.state().id()));
   // The transcripts of the chain are the thread.
   const auto chain = store_.Ancestry(DefaultTenant(), answer.finished.state().id(), 100);
