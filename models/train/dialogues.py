@@ -251,12 +251,12 @@ class DialogueWriter:
 
     def _other_talk(self, used, others, left):
         x = self.rng.random()
-        if x < 0.2:
+        if x < 0.22:
             others.append(self.new_fact(used))
             return self.told(others[-1])
-        if x < 0.3 and others:
+        if x < 0.42 and others:
             return self.asked(self.rng.choice(others))
-        if x < 0.5 or left < 60:
+        if x < 0.62 or left < 60:
             return self.small_talk()
         return self.story(self._story_chars(left))
 

@@ -65,28 +65,25 @@ def invented_name(rng):
 
 
 def _altered_name(rng):
-    """A known name with its end cut, its end changed, or something added: where a name ends must
-    be copied too, not only how it starts."""
+    """A known name with its end cut or something added: where a name ends must be copied too, not
+    only how it starts."""
     name = rng.choice(words.FIRST_NAMES + words.COMPOSED_NAMES)
-    if len(name) > 3 and rng.random() < 0.6:
-        name = name[:-rng.randint(1, 2)]
-    if len(name) < 3 or rng.random() < 0.7:
-        name += rng.choice(words.CONSONANTS) + rng.choice(words.VOWELS)
-        name += rng.choice(words.NAME_ENDINGS)
-    return name
+    if len(name) > 4 and rng.random() < 0.6:
+        return name[:-rng.randint(1, 2)]
+    return name + rng.choice(words.CONSONANTS) + rng.choice(words.VOWELS)
 
 
 def _training_name(rng):
-    """Names that training tells; more than half are drawn from sets too large to learn by heart."""
+    """Names that training tells; more than a third come from sets too large to learn by heart."""
     while True:
         x = rng.random()
-        if x < 0.33:
+        if x < 0.27:
             return rng.choice(words.FIRST_NAMES)
-        if x < 0.37:
+        if x < 0.30:
             return rng.choice(words.CITIES)
-        if x < 0.47:
+        if x < 0.60:
             return rng.choice(words.COMPOSED_NAMES)
-        name = _altered_name(rng) if x < 0.67 else invented_name(rng)
+        name = _altered_name(rng) if x < 0.72 else invented_name(rng)
         if len(name) > 2 and not is_reserved_name(name):
             return name
 

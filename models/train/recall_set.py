@@ -1,10 +1,11 @@
 """Writes a set of dialogues whose last question asks for something told once, far back.
 
 Usage: python3 recall_set.py --stories STORIES.txt --tokenizer DIR --out recall.jsonl
-                             [--heldout-stories heldout.txt] [--scale 1]
+                             [--heldout-stories heldout.txt] [--profile]
 One JSON object a line: messages (role, content; the last is the user's question), expected (the
 value, which a right answer contains as a whole word), kind, key, group, distance_tokens (from the
 value's only mention to the answer). --heldout-stories writes the validation stories themselves.
+--profile writes a larger set, of distances from 30 to 1,600 tokens, instead of the fixed one.
 
 Groups: what is asked for never occurs in training.
   held_out_name   reserved composed names (Gavinko) of the user, a pet, a relative
@@ -34,6 +35,10 @@ PLAN = [
     ('invented_name', 200, 250, 40),
     ('held_out_pair', 200, 250, 50),
 ]
+PROFILE = [(group, low, high, 50)
+           for group in ('held_out_name', 'invented_name', 'held_out_pair')
+           for low, high in ((30, 70), (100, 125), (200, 250), (400, 460), (800, 900),
+                             (1600, 1700))]  # yapf: disable
 
 
 def _reserved_invented_name(rng):
@@ -134,17 +139,17 @@ def main():
     parser.add_argument('--tokenizer', required=True)
     parser.add_argument('--out', required=True)
     parser.add_argument('--heldout-stories')
-    parser.add_argument('--scale', type=float, default=1, help='times as many dialogues')
+    parser.add_argument('--profile', action='store_true')
     parser.add_argument('--seed', type=int, default=2026)
     args = parser.parse_args()
     tokenizer = bpe.Tokenizer.load(os.path.join(args.tokenizer, 'tokenizer.json'))
     _, validation = corpora.read_stories(args.stories)
     shelf = dialogues.StoryShelf(validation)
     with open(args.out, 'w') as file:
-        for group, low, high, count in PLAN:
+        for group, low, high, count in PROFILE if args.profile else PLAN:
             rng = random.Random(f'{args.seed} {group} {low}')
             writer = RecallSetWriter(rng, tokenizer, shelf)
-            for _ in range(round(count * args.scale)):
+            for _ in range(count):
                 file.write(json.dumps(writer.case(group, low, high)) + '\n')
     if args.heldout_stories:
         write_heldout_stories(args.heldout_stories, tokenizer, validation)
