@@ -1,8 +1,7 @@
 #include "cli/app.h"
 
 #include <CLI/App.hpp>
-#include <CLI/Config.hpp>
-#include <CLI/Formatter.hpp>
+#include <CLI/Config.hpp>  // defines what App.hpp only declares
 #include <algorithm>
 #include <iterator>
 #include <memory>
@@ -14,15 +13,14 @@
 #include "cli/command.h"
 #include "cli/complete.h"
 #include "cli/exit_code.h"
+#include "cli/help_formatter.h"
 #include "cli/output.h"
 
 namespace vivarium::cli {
 namespace {
 
-constexpr size_t kHelpColumnWidth = 34;
-
 constexpr char kDescription[] =
-    "Vivarium: a home for live Mambas.\n"
+    "Vivarium, a home for live Mambas.\n"
     "Serves state space language models whose states are durable values: any thread of text\n"
     "resumes by id, in constant time, with no recomputation.\n";
 
@@ -98,14 +96,11 @@ int FailUsage(const CLI::App& root, const std::string& problem) {
 
 int RunVivarium(int argc, const char* const* argv) {
   CLI::App root(kDescription, "vivarium");
-  root.footer(kFooter);
+  root.formatter(std::make_shared<HelpFormatter>());  // CLI11 keeps it, and subcommands share it
   root.require_subcommand(1);
-  root.get_formatter()->column_width(kHelpColumnWidth);
-  root.get_formatter()->label("OPTIONS", "FLAGS");
-  root.get_formatter()->label("SUBCOMMAND", "COMMAND");
-  root.get_formatter()->label("Positionals", "Arguments");
   root.set_help_flag("-h,--help", "Print this help");
   const std::vector<Leaf> leaves = DeclareCommands(&root);
+  root.footer(kFooter);  // after the subcommands, which would take it over
   if (argc <= 1) {
     PrintNow(root.help());
     return kExitUsage;
@@ -117,9 +112,7 @@ int RunVivarium(int argc, const char* const* argv) {
   try {
     root.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
-    const CLI::App* app = &root;
-    while (!app->get_subcommands().empty()) app = app->get_subcommands().front();
-    PrintNow(app->help());
+    PrintNow(root.help());  // of the innermost command that was named
     return kExitOk;
   } catch (const CLI::ParseError& error) {
     return FailUsage(root, error.what());

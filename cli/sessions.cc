@@ -179,12 +179,12 @@ class SessionsRewindCommand : public Command {
   CLI::App* Declare(CLI::App* parent) override {
     CLI::App* app = parent->add_subcommand("rewind", "Move a session's head back to an ancestor");
     app->add_option("NAME", name_, "The session")->required();
-    CLI::Option_group* target = app->add_option_group("Where to", "exactly one of");
-    target->add_option("--steps", steps_, "That many states back")->type_name("N");
-    target->add_option("--to", state_id_, "To this state")->type_name("ID");
-    target->add_option("--position", position_, "To the newest one at or before that many tokens")
-        ->type_name("TOKENS");
-    target->require_option(1);
+    constexpr char kGroup[] = "Where to (one of)";
+    app->add_option("--steps", steps_, "That many states back")->type_name("N")->group(kGroup);
+    app->add_option("--to", state_id_, "To this state")->type_name("ID")->group(kGroup);
+    app->add_option("--position", position_, "To the newest one at or before that many tokens")
+        ->type_name("TOKENS")
+        ->group(kGroup);
     app->add_option("--etag", etag_, "Only if the session's etag is still this")->type_name("ETAG");
     json_.Declare(app, "the session");
     connection_.Declare(app);
@@ -192,6 +192,10 @@ class SessionsRewindCommand : public Command {
   }
 
   int Run() override {
+    const int num_targets = (steps_ ? 1 : 0) + (position_ ? 1 : 0) + (state_id_.empty() ? 0 : 1);
+    if (num_targets != 1) {
+      return Fail(kExitUsage, "sessions rewind needs one of --steps, --to and --position");
+    }
     int exit_code = kExitOk;
     const auto client = ConnectOrFail(connection_, &exit_code);
     if (client == nullptr) return exit_code;

@@ -83,7 +83,12 @@ TEST(UsageTest, EveryCommandExplainsItself) {
     args.push_back("--help");
     const ProcessResult result = Vivarium(args);
     EXPECT_EQ(result.exit_code, 0) << absl::StrJoin(args, " ");
-    EXPECT_THAT(result.out, HasSubstr("Usage:"));
+    EXPECT_THAT(
+        result.out,
+        HasSubstr(absl::StrJoin(
+            command, " ", [](std::string* out, const std::string& word) { out->append(word); })));
+    EXPECT_THAT(result.out, HasSubstr("Usage: vivarium"));
+    EXPECT_THAT(result.out, ::testing::Not(HasSubstr("\n\n\n")));
     EXPECT_EQ(result.err, "");
     for (const std::string& line : std::vector<std::string>(absl::StrSplit(result.out, '\n'))) {
       EXPECT_LE(line.size(), 140u) << absl::StrJoin(args, " ") << ": " << line;
