@@ -33,7 +33,7 @@ grpc::Status ChatThread::OpenState(const std::string& state_id) {
   v1::GetStateRequest request;
   request.set_id(state_id);
   v1::State state;
-  const grpc::Status status =
+  grpc::Status status =
       client_->Do(client_->states(), &v1::States::Stub::GetState, request, &state);
   if (status.ok()) StandAt(state);
   return status;
@@ -63,7 +63,7 @@ grpc::Status ChatThread::Say(const std::string& line,
   } else {
     request.set_text(system_ + line);
   }
-  const grpc::Status status = RunGeneration(*client_, request, on_text, result);
+  grpc::Status status = RunGeneration(*client_, request, on_text, result);
   if (!status.ok()) {
     Refresh();
     return status;
@@ -107,7 +107,7 @@ grpc::Status ChatThread::Fork(const std::string& name) {
   request.set_name(name);
   request.set_state_id(state_id_);
   v1::Session session;
-  const grpc::Status status =
+  grpc::Status status =
       client_->Do(client_->sessions(), &v1::Sessions::Stub::CreateSession, request, &session);
   if (status.ok()) {
     StandAt(session);
@@ -123,7 +123,7 @@ grpc::Status ChatThread::Rewind(uint32_t num_answers) {
   request.set_steps(num_answers);
   request.set_expected_etag(etag_);
   v1::Session session;
-  const grpc::Status status =
+  grpc::Status status =
       client_->Do(client_->sessions(), &v1::Sessions::Stub::RewindSession, request, &session);
   if (status.ok()) StandAt(session);
   return status;
@@ -131,7 +131,7 @@ grpc::Status ChatThread::Rewind(uint32_t num_answers) {
 
 grpc::Status ChatThread::RewindStates(uint32_t num_answers) {
   v1::GetHistoryResponse history;
-  const grpc::Status status = History(&history);
+  grpc::Status status = History(&history);
   if (!status.ok()) return status;
   const int size = history.states_size();
   if (num_answers >= static_cast<uint32_t>(size)) {

@@ -66,7 +66,7 @@ grpc::Status RunGeneration(Client& client, const v1::GenerateRequest& request,
   const auto reader = client.generation().Generate(call->context(), request);
   v1::GenerateResponse response;
   while (reader->Read(&response)) Take(response, on_text, result);
-  const grpc::Status status = reader->Finish();
+  grpc::Status status = reader->Finish();
   if (status.ok() && !result->is_finished) {
     return {grpc::StatusCode::UNAVAILABLE, "the stream ended before it was finished"};
   }

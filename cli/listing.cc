@@ -34,7 +34,7 @@ grpc::Status ListStates(Client& client, v1::ListStatesRequest request, size_t li
     request.set_page_size(
         static_cast<int32_t>(std::min<size_t>(kPageSize, limit - states->size())));
     v1::ListStatesResponse response;
-    const grpc::Status status =
+    grpc::Status status =
         client.Do(client.states(), &v1::States::Stub::ListStates, request, &response);
     if (!status.ok()) return status;
     for (auto& state : *response.mutable_states()) states->push_back(std::move(state));
@@ -50,7 +50,7 @@ grpc::Status ListSessions(Client& client, size_t limit, std::vector<v1::Session>
     request.set_page_size(
         static_cast<int32_t>(std::min<size_t>(kPageSize, limit - sessions->size())));
     v1::ListSessionsResponse response;
-    const grpc::Status status =
+    grpc::Status status =
         client.Do(client.sessions(), &v1::Sessions::Stub::ListSessions, request, &response);
     if (!status.ok()) return status;
     for (auto& session : *response.mutable_sessions()) sessions->push_back(std::move(session));

@@ -40,7 +40,7 @@ absl::Status OutputFile::Finish() {
   const bool is_written = std::fflush(file_) == 0 && fsync(fileno(file_)) == 0;
   const bool is_closed = std::fclose(std::exchange(file_, nullptr)) == 0;
   if (!is_written || !is_closed || std::rename(part.c_str(), path_.c_str()) != 0) {
-    const absl::Status error = WriteError(path_);
+    absl::Status error = WriteError(path_);
     unlink(part.c_str());
     return error;
   }
