@@ -10,7 +10,7 @@ case "${1:-}" in
 import json, os, re, shlex
 for entry in json.load(open("build/compile_commands.json")):
     path = os.path.relpath(entry["file"])
-    if not re.match(r"(kernels|engine|statestore|server|cli)/", path):
+    if not re.match(r"(kernels|engine|statestore|server|cli)/.*\.cc$", path):
         continue
     words = shlex.split(entry["command"])
     args = []
@@ -24,9 +24,8 @@ for entry in json.load(open("build/compile_commands.json")):
 PY
     ;;
   tidy)
-    base=${VIVARIUM_TIDY_BASE:-$(git rev-list -1 --before='1 day ago' HEAD)}
-    base=${base:-$(git rev-list --max-parents=0 HEAD | tail -n 1)}
-    git diff --name-only --diff-filter=d "$base" -- '*.cc' |
+    base=${VIVARIUM_TIDY_BASE:-HEAD~1}
+    git diff --name-only --diff-filter=d "$base" HEAD -- '*.cc' |
       xargs -r -P "$(nproc)" -n 1 clang-tidy-14 -p build --quiet --extra-arg=-Wno-unknown-warning-option 2> >(grep -v 'warnings generated' >&2)
     ;;
   *) echo "usage: clang_check.sh thread-safety|tidy" >&2; exit 2 ;;
