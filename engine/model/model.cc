@@ -20,13 +20,15 @@ using kernels::DType;
 
 // Activations of one step, allocated once for the largest one.
 struct Activations {
-  DeviceMemory token_ids;  // i32 [max_batch_tokens]
-  DeviceMemory residual;   // [max_batch_tokens, d_model]
-  DeviceMemory normed;     // [max_batch_tokens, d_model]
-  DeviceMemory mixed;      // [max_batch_tokens, d_model]
-  DeviceMemory scratch;    // [max_batch_tokens, scratch_floats_per_token]
-  DeviceMemory gathered;   // [max_logit_rows, d_model]
-  DeviceMemory logits;     // [max_logit_rows, padded_vocab_size]
+  DeviceMemory token_ids;   // i32 [max_batch_tokens]
+  DeviceMemory segments;    // kernels::Segment [max_batch_tokens]
+  DeviceMemory logit_rows;  // i32 [max_logit_rows]
+  DeviceMemory residual;    // [max_batch_tokens, d_model]
+  DeviceMemory normed;      // [max_batch_tokens, d_model]
+  DeviceMemory mixed;       // [max_batch_tokens, d_model]
+  DeviceMemory scratch;     // [max_batch_tokens, scratch_floats_per_token]
+  DeviceMemory gathered;    // [max_logit_rows, d_model]
+  DeviceMemory logits;      // [max_logit_rows, padded_vocab_size]
 };
 
 struct Layer {
@@ -66,7 +68,8 @@ class LanguageModel final : public Model {
   std::string_view numerics_id() const override { return numerics_id_; }
   uint64_t weight_bytes() const override { return weights_.bytes; }
   uint64_t activation_bytes() const override {
-    return activations_.token_ids.bytes() + activations_.residual.bytes() +
+    return activations_.token_ids.bytes() + activations_.segments.bytes() +
+           activations_.logit_rows.bytes() + activations_.residual.bytes() +
            activations_.normed.bytes() + activations_.mixed.bytes() + activations_.scratch.bytes() +
            activations_.gathered.bytes() + activations_.logits.bytes();
   }
@@ -147,7 +150,9 @@ void LanguageModel::Head(const Batch& batch) {
   if (batch.logit_rows.size() != batch.token_ids.size()) {
     kernels::GatherRowsParams gather{};
     gather.x = x;
-    gather.row_index = batch.logit_rows.data();
+    backend_->CopyToDevice(activations_.logit_rows.data(), batch.logit_rows.data(),
+                           batch.logit_rows.size_bytes());
+    gather.row_index = static_cast<const int32_t*>(activations_.logit_rows.data());
     gather.out = activations_.gathered.f32();
     gather.num_rows = num_rows;
     gather.channels = config_.d_model;
@@ -168,6 +173,8 @@ const float* LanguageModel::Forward(const Batch& batch, std::byte* slots) {
   CheckBatch(batch);
   const int64_t num_tokens = static_cast<int64_t>(batch.token_ids.size());
   Embed(batch);
+  backend_->CopyToDevice(activations_.segments.data(), batch.segments.data(),
+                         batch.segments.size_bytes());
   const float* pending = nullptr;  // the previous mixer's output, not yet in the residual
   for (const Layer& layer : weights_.layers) {
     AddAndNorm(pending, layer.norm_weight, num_tokens);
@@ -176,7 +183,8 @@ const float* LanguageModel::Forward(const Batch& batch, std::byte* slots) {
     step.out = activations_.mixed.f32();
     step.scratch = activations_.scratch.f32();
     step.num_tokens = num_tokens;
-    step.segments = batch.segments;
+    step.segments = static_cast<const kernels::Segment*>(activations_.segments.data());
+    step.num_segments = static_cast<int64_t>(batch.segments.size());
     step.slots = slots;
     step.slot_bytes = layout_.slot_bytes;
     layer.mixer->Forward(step);
@@ -273,6 +281,9 @@ absl::StatusOr<Activations> AllocateActivations(const ModelConfig& config,
     held_bytes += bytes;
   };
   allocate("token ids", tokens, 1, &activations.token_ids);
+  static_assert(sizeof(kernels::Segment) == 4 * sizeof(float));
+  allocate("segments", tokens, 4, &activations.segments);
+  allocate("logit rows", rows, 1, &activations.logit_rows);
   allocate("the residual", tokens, width, &activations.residual);
   allocate("the normed residual", tokens, width, &activations.normed);
   allocate("mixer outputs", tokens, width, &activations.mixed);

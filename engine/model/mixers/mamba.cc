@@ -104,8 +104,8 @@ void MambaMixer::Convolve(const MixerStep& step, float* xz) {
   params.slot_stride = static_cast<int64_t>(step.slot_bytes / sizeof(float));
   params.out = xz;
   params.out_stride = xz_stride();
-  params.segments = step.segments.data();
-  params.num_segments = static_cast<int64_t>(step.segments.size());
+  params.segments = step.segments;
+  params.num_segments = step.num_segments;
   params.channels = d_inner_;
   params.width = static_cast<int32_t>(d_conv_);
   backend_->CausalConv1d(params);
@@ -141,8 +141,8 @@ void MambaMixer::Scan(const MixerStep& step, float* xz, const float* dbl, const 
   params.slot_stride = static_cast<int64_t>(step.slot_bytes / sizeof(float));
   params.y = xz;
   params.y_stride = xz_stride();
-  params.segments = step.segments.data();
-  params.num_segments = static_cast<int64_t>(step.segments.size());
+  params.segments = step.segments;
+  params.num_segments = step.num_segments;
   params.channels = d_inner_;
   params.d_state = static_cast<int32_t>(d_state_);
   backend_->SelectiveScan(params);

@@ -4,19 +4,19 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <span>
 
 #include "kernels/ops.h"
 
 namespace vivarium::engine {
 
-// One step of one layer. All pointers but segments' are device memory.
+// One step of one layer. All pointers are device memory.
 struct MixerStep {
   const float* x;  // [num_tokens, d_model]: normalised input
   float* out;      // [num_tokens, d_model]: receives the mixer's output
   float* scratch;  // Mixer::scratch_floats_per_token() * num_tokens floats, 64-byte aligned
   int64_t num_tokens;
-  std::span<const kernels::Segment> segments;
+  const kernels::Segment* segments;  // [num_segments]
+  int64_t num_segments;
   std::byte* slots;     // slot 0 of the pool
   uint64_t slot_bytes;  // distance between slots
 };
