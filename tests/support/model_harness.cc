@@ -15,7 +15,7 @@ absl::StatusOr<std::unique_ptr<ModelHarness>> ModelHarness::Load(const std::stri
   backend_options.num_threads = options.num_threads;
   backend_options.isa = options.isa;
   std::string error;
-  harness->backend_ = kernels::Backend::Create("cpu", backend_options, &error);
+  harness->backend_ = kernels::Backend::Create(options.device, backend_options, &error);
   if (harness->backend_ == nullptr) return absl::InvalidArgumentError(error);
   auto checkpoint = engine::Checkpoint::Open(directory);
   if (!checkpoint.ok()) return checkpoint.status();

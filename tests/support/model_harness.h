@@ -16,7 +16,8 @@ namespace vivarium::test {
 struct HarnessOptions {
   engine::WeightFormat weights = engine::WeightFormat::kF32;
   int num_threads = 1;
-  std::string isa;  // "" = the best of this machine
+  std::string device = "cpu";
+  std::string isa{};  // "" = the best of this machine
   int32_t max_batch_tokens = 256;
   int32_t max_logit_rows = 256;
   int32_t num_slots = 4;

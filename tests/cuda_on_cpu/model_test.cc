@@ -1,0 +1,80 @@
+// The whole model on the CUDA kernels, as host C++: near the CPU backend, and, within the backend,
+// the same bits however the tokens are cut.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tests/support/model_harness.h"
+
+namespace vivarium {
+namespace {
+
+using engine::WeightFormat;
+using test::HarnessOptions;
+using test::ModelHarness;
+
+constexpr float kF32Tolerance = 2e-4f;   // as for the goldens
+constexpr float kBF16Tolerance = 8e-1f;  // activations are rounded to bf16, as on avx512
+constexpr int kNumTokens = 41;
+
+std::unique_ptr<ModelHarness> Load(const std::string& name, const HarnessOptions& options) {
+  auto harness =
+      ModelHarness::Load(std::string(VIVARIUM_SOURCE_DIR) + "/tests/data/goldens/" + name, options);
+  EXPECT_TRUE(harness.ok()) << harness.status();
+  return harness.ok() ? std::move(*harness) : nullptr;
+}
+
+std::vector<int32_t> Tokens() {
+  std::vector<int32_t> tokens;
+  for (int i = 0; i < kNumTokens; ++i) tokens.push_back(1 + i * 37 % 300);
+  return tokens;
+}
+
+void CheckModel(const std::string& name, WeightFormat weights, float tolerance) {
+  const std::vector<int32_t> tokens = Tokens();
+  const auto cpu = Load(name, {.weights = weights, .isa = "portable"});
+  const auto cuda = Load(name, {.weights = weights, .device = "cuda:0"});
+  ASSERT_TRUE(cpu && cuda);
+  const std::vector<float> expected = cpu->Feed(tokens, 0, kNumTokens);
+  const std::vector<float> whole = cuda->Feed(tokens, 0, kNumTokens);
+  ASSERT_EQ(whole.size(), expected.size());
+  for (size_t i = 0; i < whole.size(); ++i) {
+    ASSERT_LE(std::fabs(whole[i] - expected[i]), tolerance) << i;
+  }
+  const std::vector<std::byte> state = cuda->ReadSlot(0);
+  for (const int chunk : {1, 7}) {
+    EXPECT_EQ(cuda->Feed(tokens, 1, chunk), whole) << "chunks of " << chunk;
+    EXPECT_EQ(cuda->ReadSlot(1), state) << "chunks of " << chunk;
+    cuda->ZeroSlot(1);
+  }
+}
+
+TEST(CudaModel, F32WeightsAgreeWithTheCpu) {
+  CheckModel("tiny-mamba", WeightFormat::kF32, kF32Tolerance);
+}
+
+TEST(CudaModel, BF16WeightsAgreeWithTheCpu) {
+  CheckModel("tiny-mamba-bf16", WeightFormat::kBF16, kBF16Tolerance);
+}
+
+// Decode on the CPU from a state that the CUDA kernels made.
+TEST(CudaModel, AStateMovesToTheCpu) {
+  const std::vector<int32_t> tokens = Tokens();
+  const auto cpu = Load("tiny-mamba", {});
+  const auto cuda = Load("tiny-mamba", {.device = "cuda:0"});
+  ASSERT_TRUE(cpu && cuda);
+  const std::vector<float> expected = cpu->Feed(tokens, 0, kNumTokens);
+  cuda->Feed(std::span(tokens).first(kNumTokens - 1), 0, 16);
+  cpu->WriteSlot(1, cuda->ReadSlot(0));
+  const std::vector<float> last = cpu->Feed(std::span(tokens).last(1), 1, 1);
+  for (size_t i = 0; i < last.size(); ++i) {
+    ASSERT_LE(std::fabs(last[i] - expected[expected.size() - last.size() + i]), kF32Tolerance);
+  }
+}
+
+}  // namespace
+}  // namespace vivarium
