@@ -22,6 +22,7 @@ inline std::unique_ptr<Backend> MakeCpuBackend(const std::string& isa, int num_t
 
 #if defined(VIVARIUM_TEST_CUDA_ON_CPU)
 // The same tests against kernels/cuda (tests/cuda_on_cpu): device memory is host memory there.
+inline constexpr bool kEmulated = true;  // thousands of times slower: fewer repetitions
 inline std::vector<std::string> AvailableIsas() { return {"cuda"}; }
 inline std::unique_ptr<Backend> MakeBackendOf(const std::string&, int) {
   std::string error;
@@ -30,6 +31,7 @@ inline std::unique_ptr<Backend> MakeBackendOf(const std::string&, int) {
   return backend;
 }
 #else
+inline constexpr bool kEmulated = false;
 inline std::unique_ptr<Backend> MakeBackendOf(const std::string& isa, int num_threads) {
   return MakeCpuBackend(isa, num_threads);
 }
