@@ -14,8 +14,8 @@
 namespace vivarium::test {
 
 struct ProcessOptions {
-  std::string stdin_text{};             // what the program reads, then end of file
-  std::vector<std::string> env{};       // "NAME=value": set on top of the test's own environment
+  std::string stdin_text{};           // what the program reads, then end of file
+  std::vector<std::string> env{};     // "NAME=value": set on top of the test's own environment
   std::chrono::seconds timeout{120};  // then it is killed, and exit_code is -1
 };
 
