@@ -205,6 +205,26 @@ TEST_F(StatesTest, DamagedFilesAreRefusedAndNothingIsStored) {
   EXPECT_EQ(store_.Stats()->num_states, num_states);
 }
 
+TEST_F(StatesTest, ExportsNothingOfWhatIsNotThere) {
+  const auto export_status = [&](const std::string& id) {
+    grpc::ClientContext context;
+    v1::ExportStateRequest request;
+    request.set_id(id);
+    const auto reader = states_->ExportState(&context, request);
+    v1::ExportStateResponse piece;
+    EXPECT_FALSE(reader->Read(&piece));
+    return reader->Finish();
+  };
+  for (const std::string id : {"", "st_", "x", "st_0000000000000000000000000U"}) {
+    const grpc::Status malformed = export_status(id);
+    EXPECT_EQ(malformed.error_code(), StatusCode::INVALID_ARGUMENT) << id;
+    EXPECT_EQ(ErrorInfoOf(malformed).reason(), "INVALID_FIELD") << id;
+  }
+  const grpc::Status unknown = export_status("st_00000000000000000000000000");
+  EXPECT_EQ(unknown.error_code(), StatusCode::NOT_FOUND);
+  EXPECT_EQ(ErrorInfoOf(unknown).reason(), "STATE_NOT_FOUND");
+}
+
 TEST_F(StatesTest, ImportsThatBreakTheProtocolOrAreOfAnotherModel) {
   const std::string file = Export(Save().id());
   v1::State state;
