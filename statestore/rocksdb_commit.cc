@@ -65,7 +65,7 @@ absl::Status RocksDbStore::Apply(const Commit& commit) {
     }
     num_bytes += StoredBytes(slot_bytes, options_.chunk_bytes);
   }
-  const absl::Status status = ApplyValid(commit, num_bytes);
+  absl::Status status = ApplyValid(commit, num_bytes);
   if (events_ != nullptr) events_->OnCommit(absl::Now() - begin, num_bytes, status);
   return status;
 }

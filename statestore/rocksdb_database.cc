@@ -202,7 +202,7 @@ absl::Status RocksDbDatabase::Write(rocksdb::WriteBatch* batch, bool sync) {
   if (absl::Status status = CheckWritable(); !status.ok()) return status;
   rocksdb::WriteOptions options;
   options.sync = sync;
-  const absl::Status status = FromRocksDb(db_->Write(options, batch), "write");
+  absl::Status status = FromRocksDb(db_->Write(options, batch), "write");
   if (status.ok()) return status;
   {
     absl::MutexLock lock(&mutex_);
