@@ -164,7 +164,7 @@ absl::Status BpeModel::Encode(std::string_view word, Work* work, std::vector<int
     return absl::OkStatus();
   }
   const size_t begin = ids->size();
-  const absl::Status status = Merge(word, work, ids);
+  absl::Status status = Merge(word, work, ids);
   if (status.ok() && work->cache_.size() < kMaxCachedWords) {
     work->cache_.emplace(std::string(word), Work::CachedWord{begin, ids->size() - begin});
   }

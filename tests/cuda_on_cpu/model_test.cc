@@ -19,7 +19,7 @@ using test::ModelHarness;
 
 constexpr float kF32Tolerance = 2e-4f;   // as for the goldens
 constexpr float kBF16Tolerance = 8e-1f;  // activations are rounded to bf16, as on avx512
-constexpr int kNumTokens = 41;
+constexpr int kNumTokens = 19;
 
 std::unique_ptr<ModelHarness> Load(const std::string& name, const HarnessOptions& options) {
   auto harness =
