@@ -185,7 +185,7 @@ absl::Status PreTokenizer::SplitPiece(size_t step_index, Span piece, Work* work)
       break;
     case Kind::kSplitRegex: {
       const size_t regex = regex_of_step_[step_index];
-      const absl::Status status =
+      absl::Status status =
           SplitByRegex(work->text_, piece, regexes_[regex], &work->matchers_[regex], &maker);
       maker.DropEmpty();
       return status;
