@@ -2,6 +2,7 @@
 // then finds <cuda_on_cpu.h>; tests/cuda_on_cpu). Only these differ:
 //   LAUNCH(kernel, grid, block, shared_bytes, stream, ...)   kernel<<<...>>>(...)
 //   DYNAMIC_SHARED(T, name)                                  the block's dynamic shared memory
+//   LaunchDependent(...)                                     the same, with a dependent launch
 //   the wrappers below, which hold all inline PTX
 // Kernels use no static shared memory, and all PTX is in this file.
 #pragma once
@@ -101,6 +102,64 @@ __device__ __forceinline__ void MmaBF16(MmaC& c, const MmaA& a, const MmaB& b) {
 #endif
 }
 
+// ------ programmatic dependent launch (sm_90 and later; without it, each kernel starts when the
+// one before it is complete, and these do nothing)
+
+// Until everything that was launched before this kernel is complete and visible. Before it, a
+// kernel that was launched by LaunchDependent may read only what no kernel before it writes, and
+// may write nothing. Every thread of such a kernel calls it once.
+__device__ __forceinline__ void GridDependencyWait() {
+#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+#else
+  ::cuda_on_cpu::GridWait();
+#endif
+}
+
+// Lets the next dependent launch start, as soon as every block of this one has called it.
+__device__ __forceinline__ void LetDependentsStart() {
+#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+#else
+  ::cuda_on_cpu::GridTrigger();
+#endif
+}
+
+// Launches `kernel` so that it may start before the launch before it is complete (see
+// GridDependencyWait) where `overlap`, else in stream order. More than 48 KiB of shared memory is
+// legal.
+template <typename... Parameters, typename... Arguments>
+void LaunchDependent(bool overlap, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                     size_t shared_bytes, cudaStream_t stream, const Arguments&... arguments) {
+#if defined(__CUDACC__)
+  constexpr size_t kDefaultSharedBytes = 48 * 1024;
+  if (shared_bytes > kDefaultSharedBytes) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         static_cast<int>(shared_bytes));
+  }
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = overlap ? 1 : 0;
+  cudaLaunchKernelEx(&config, kernel, arguments...);  // errors stay for cudaGetLastError
+#else
+  (void)stream;
+  ::cuda_on_cpu::Launch(
+      grid, block, shared_bytes, [=] { kernel(arguments...); },
+      overlap ? ::cuda_on_cpu::LaunchOrder::kDependent : ::cuda_on_cpu::LaunchOrder::kSerial);
+#endif
+}
+
 // ------ asynchronous copies to shared memory
 
 // One float; complete after the CopyWait that its group is due at.
@@ -113,9 +172,30 @@ __device__ __forceinline__ void CopyAsync4(float* shared_destination, const floa
 #endif
 }
 
+// Sixteen bytes, both ends aligned to sixteen, past the first-level cache; else as CopyAsync4.
+__device__ __forceinline__ void CopyAsync16(void* shared_destination, const void* source) {
+#if defined(__CUDACC__)
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared_destination));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(source) : "memory");
+#else
+  ::cuda_on_cpu::AsyncCopy(shared_destination, source, 16);
+#endif
+}
+
+inline constexpr int kCacheLineBytes = 128;
+
+// Begins to bring the line at `source` to the second-level cache.
+__device__ __forceinline__ void PrefetchL2(const void* source) {
+#if defined(__CUDACC__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(source));
+#else
+  (void)*static_cast<const volatile unsigned char*>(source);  // in bounds
+#endif
+}
+
 __device__ __forceinline__ void CopyCommit() {
 #if defined(__CUDACC__)
-  asm volatile("cp.async.commit_group;");
+  asm volatile("cp.async.commit_group;" ::: "memory");
 #else
   ::cuda_on_cpu::AsyncCommit();
 #endif
@@ -125,7 +205,7 @@ __device__ __forceinline__ void CopyCommit() {
 template <int kGroups>
 __device__ __forceinline__ void CopyWait() {
 #if defined(__CUDACC__)
-  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups));
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 #else
   ::cuda_on_cpu::AsyncWait(kGroups);
 #endif

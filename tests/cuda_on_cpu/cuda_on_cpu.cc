@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdlib>
+#include <deque>
 #include <memory>
 #include <random>
 #include <string>
@@ -20,8 +21,9 @@ namespace {
 
 constexpr size_t kStackBytes = 128 * 1024;
 constexpr unsigned char kPoisonByte = 0xff;  // NaN in every floating-point format
+constexpr size_t kMaxQueuedLaunches = 32;
 
-enum class Wait : uint8_t { kNone, kBlock, kWarp };
+enum class Wait : uint8_t { kNone, kBlock, kWarp, kGrid };
 
 struct PendingCopy {
   void* destination;
@@ -39,6 +41,7 @@ struct Fiber {
   Site site{};
   int num_barriers = 0;
   int num_async_waits = 0;
+  int num_grid_waits = 0;
   uint64_t exchange = 0;
   std::vector<PendingCopy> open_group;                   // since the last commit
   std::vector<std::vector<PendingCopy>> pending_groups;  // oldest first
@@ -63,30 +66,93 @@ void AfterSwitch([[maybe_unused]] void* fake_stack, [[maybe_unused]] StackBounds
 #endif
 }
 
-// Runs blocks, one after the other.
-struct Machine {
-  std::vector<Fiber> fibers;
-  int current = 0;
-  dim3 grid, block, block_index;
-  std::vector<unsigned char> shared;
-  const std::function<void()>* body = nullptr;
-  Fault fault;
-  std::string error;
-  LaunchCounts counts;
-  std::mt19937 random{20261124};
-  void* main_stack_pointer = nullptr;
-  StackBounds main_stack;
+struct Machine;
 
-  Fiber& fiber() { return fibers[current]; }
+// One launch: runs its blocks one after the other, threads as fibers.
+class Grid {
+ public:
+  Grid(Machine* machine, dim3 grid, dim3 block, size_t shared_bytes,
+       std::function<void()> thread_body)
+      : machine_(machine),
+        grid_(grid),
+        block_(block),
+        shared_(shared_bytes + 15),
+        body_(std::move(thread_body)) {}
+  ~Grid();
+  Grid(const Grid&) = delete;
+  Grid& operator=(const Grid&) = delete;
+
+  // Before what came before has run: one block, as far as it comes without waiting for that.
+  void StartEarly();
+  // Afterwards: everything that is left.
+  void Finish();
+  bool started() const { return started_; }
+
+  // For the running thread.
+  Fiber& fiber() { return fibers_[current_]; }
+  std::vector<Fiber>& fibers() { return fibers_; }
+  int current() const { return current_; }
+  dim3 grid() const { return grid_; }
+  dim3 block() const { return block_; }
+  dim3 block_index() const { return block_index_; }
+  unsigned char* shared() { return shared_.data(); }
+  void Main();
+  void Meet(Wait kind, Site site);
+  void WaitForGrid();
+  void Trigger() { triggered_ = true; }
+
+ private:
   void PrepareFiber(int index);
-  void RunBlock();
+  void BeginBlock(uint64_t index);
+  // False when all that is left waits for what came before, or the block was given up.
+  bool Advance();
   void SwitchTo(int index);
   void Yield();
-  void Meet(Wait kind, Site site);
   bool Release(int begin, int end, Wait kind);
   bool ReleaseMeetings();
+  bool AnyWaitsForGrid() const;
   void ReportDeadlock();
-  void DoCopies(size_t max_groups_in_flight);
+
+  Machine* const machine_;
+  const dim3 grid_, block_;
+  dim3 block_index_;
+  std::vector<unsigned char> shared_;
+  const std::function<void()> body_;
+  std::vector<Fiber> fibers_;
+  std::vector<int> order_;
+  int current_ = 0;
+  int num_live_ = 0;
+  uint64_t early_block_ = 0;
+  bool started_ = false;
+  bool released_ = false;  // what came before is complete
+  bool triggered_ = false;
+  void* main_stack_pointer_ = nullptr;
+  StackBounds main_stack_;
+};
+
+// The device of one OS thread.
+struct Machine {
+  std::vector<std::vector<Fiber>> spare_fibers;
+  std::deque<std::unique_ptr<Grid>> queue;  // launched, not complete; oldest first
+  Grid* running = nullptr;
+  Fault fault;
+  int num_launches = 0;  // complete ones since InjectFault
+  std::string error;
+  std::vector<LaunchCounts> counts;
+  std::mt19937 random{20261124};
+  std::vector<std::function<void()>>* recording = nullptr;
+
+  bool Faulty(Fault::Kind kind, int index, const Grid* grid) const {
+    return fault.kind == kind && fault.index == index &&
+           (fault.launch < 0 || fault.launch == LaunchIndex(grid));
+  }
+  int LaunchIndex(const Grid* grid) const {
+    const auto is_it = [grid](const auto& launched) { return launched.get() == grid; };
+    return num_launches +
+           static_cast<int>(std::find_if(queue.begin(), queue.end(), is_it) - queue.begin());
+  }
+  // A block of `grid` has let its dependents go.
+  void StartDependent(const Grid* grid);
 };
 
 Machine& TheMachine() {
@@ -94,23 +160,28 @@ Machine& TheMachine() {
   return machine;
 }
 
-void FiberMain() {
-  Machine& machine = TheMachine();
-  AfterSwitch(nullptr, &machine.main_stack);
-  (*machine.body)();
-  machine.fiber().done = true;
-  machine.Yield();
+void FiberMain() { TheMachine().running->Main(); }
+
+Grid::~Grid() {
+  if (!fibers_.empty()) machine_->spare_fibers.push_back(std::move(fibers_));
+}
+
+void Grid::Main() {
+  AfterSwitch(nullptr, &main_stack_);
+  body_();
+  fiber().done = true;
+  Yield();
   __builtin_trap();  // a finished fiber is never resumed
 }
 
-void Machine::PrepareFiber(int index) {
-  Fiber& fiber = fibers[index];
+void Grid::PrepareFiber(int index) {
+  Fiber& fiber = fibers_[index];
   if (!fiber.stack) fiber.stack.reset(new std::byte[kStackBytes]);
   const auto i = static_cast<unsigned>(index);
-  fiber.index = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
+  fiber.index = {i % block_.x, i / block_.x % block_.y, i / (block_.x * block_.y)};
   fiber.done = false;
   fiber.wait = Wait::kNone;
-  fiber.num_barriers = fiber.num_async_waits = 0;
+  fiber.num_barriers = fiber.num_async_waits = fiber.num_grid_waits = 0;
   fiber.open_group.clear();
   fiber.pending_groups.clear();
   // What switch_stack pops: six registers and the return address, below a fake caller's.
@@ -122,46 +193,54 @@ void Machine::PrepareFiber(int index) {
   fiber.stack_pointer = stack;
 }
 
-void Machine::SwitchTo(int index) {
-  current = index;
+void Grid::SwitchTo(int index) {
+  current_ = index;
+  machine_->running = this;
   void* fake_stack = nullptr;
-  BeforeSwitch(&fake_stack, {fibers[index].stack.get(), kStackBytes});
-  cuda_on_cpu_switch_stack(&main_stack_pointer, fibers[index].stack_pointer);
+  BeforeSwitch(&fake_stack, {fibers_[index].stack.get(), kStackBytes});
+  cuda_on_cpu_switch_stack(&main_stack_pointer_, fibers_[index].stack_pointer);
   AfterSwitch(fake_stack, nullptr);
+  machine_->running = nullptr;
 }
 
-void Machine::Yield() {
+void Grid::Yield() {
   Fiber& self = fiber();
   void* fake_stack = nullptr;
-  BeforeSwitch(self.done ? nullptr : &fake_stack, main_stack);
-  cuda_on_cpu_switch_stack(&self.stack_pointer, main_stack_pointer);
-  AfterSwitch(fake_stack, &main_stack);
+  BeforeSwitch(self.done ? nullptr : &fake_stack, main_stack_);
+  cuda_on_cpu_switch_stack(&self.stack_pointer, main_stack_pointer_);
+  AfterSwitch(fake_stack, &main_stack_);
 }
 
-void Machine::Meet(Wait kind, Site site) {
+void Grid::Meet(Wait kind, Site site) {
   fiber().wait = kind;
   fiber().site = site;
   Yield();
 }
 
+void Grid::WaitForGrid() {
+  const int index = fiber().num_grid_waits++;
+  if (released_ || machine_->Faulty(Fault::Kind::kSkipGridWait, index, this)) return;
+  Meet(Wait::kGrid, {});
+}
+
 // Lets the threads [begin, end) go if they have all met at one site. At a block barrier, finished
 // threads are not waited for; in a warp collective, every thread must be there.
-bool Machine::Release(int begin, int end, Wait kind) {
+bool Grid::Release(int begin, int end, Wait kind) {
   const Fiber* first = nullptr;
   for (int i = begin; i < end; ++i) {
-    const Fiber& fiber = fibers[i];
+    const Fiber& fiber = fibers_[i];
     if (fiber.done && kind == Wait::kBlock) continue;
     if (fiber.done || fiber.wait != kind) return false;
     if (!first) first = &fiber;
     if (!(fiber.site == first->site)) return false;
   }
   if (!first) return false;
-  for (int i = begin; i < end; ++i) fibers[i].wait = Wait::kNone;
+  for (int i = begin; i < end; ++i) fibers_[i].wait = Wait::kNone;
   return true;
 }
 
-bool Machine::ReleaseMeetings() {
-  const int num_threads = static_cast<int>(fibers.size());
+bool Grid::ReleaseMeetings() {
+  const int num_threads = static_cast<int>(fibers_.size());
   bool released = Release(0, num_threads, Wait::kBlock);
   for (int begin = 0; begin < num_threads; begin += kWarpSize) {
     released |= Release(begin, std::min(begin + kWarpSize, num_threads), Wait::kWarp);
@@ -169,12 +248,18 @@ bool Machine::ReleaseMeetings() {
   return released;
 }
 
-void Machine::ReportDeadlock() {
+bool Grid::AnyWaitsForGrid() const {
+  return std::any_of(fibers_.begin(), fibers_.end(),
+                     [](const Fiber& fiber) { return fiber.wait == Wait::kGrid; });
+}
+
+void Grid::ReportDeadlock() {
+  std::string& error = machine_->error;
   if (!error.empty()) return;
-  error = "divergent collective in block (" + std::to_string(block_index.x) + "," +
-          std::to_string(block_index.y) + "," + std::to_string(block_index.z) + "):";
-  for (size_t i = 0; i < fibers.size() && error.size() < 500; ++i) {
-    const Fiber& fiber = fibers[i];
+  error = "divergent collective in block (" + std::to_string(block_index_.x) + "," +
+          std::to_string(block_index_.y) + "," + std::to_string(block_index_.z) + "):";
+  for (size_t i = 0; i < fibers_.size() && error.size() < 500; ++i) {
+    const Fiber& fiber = fibers_[i];
     error += " thread " + std::to_string(i) +
              (fiber.done ? std::string(" done;")
                          : (fiber.wait == Wait::kBlock ? " block barrier line " : " warp line ") +
@@ -182,36 +267,90 @@ void Machine::ReportDeadlock() {
   }
 }
 
-void Machine::RunBlock() {
-  const int num_threads = static_cast<int>(fibers.size());
-  std::vector<int> order(num_threads);
+void Grid::BeginBlock(uint64_t index) {
+  block_index_ = {static_cast<unsigned>(index % grid_.x),
+                  static_cast<unsigned>(index / grid_.x % grid_.y),
+                  static_cast<unsigned>(index / grid_.x / grid_.y)};
+  const int num_threads = static_cast<int>(block_.x * block_.y * block_.z);
+  if (fibers_.empty() && !machine_->spare_fibers.empty()) {
+    fibers_ = std::move(machine_->spare_fibers.back());
+    machine_->spare_fibers.pop_back();
+  }
+  fibers_.resize(num_threads);
+  order_.resize(num_threads);
   for (int i = 0; i < num_threads; ++i) {
-    order[i] = i;
+    order_[i] = i;
     PrepareFiber(i);
   }
-  std::shuffle(order.begin(), order.end(), random);
-  std::fill(shared.begin(), shared.end(), kPoisonByte);
-  for (int num_live = num_threads; num_live > 0;) {
+  std::shuffle(order_.begin(), order_.end(), machine_->random);
+  std::fill(shared_.begin(), shared_.end(), kPoisonByte);
+  num_live_ = num_threads;
+}
+
+bool Grid::Advance() {
+  if (released_) {
+    for (Fiber& fiber : fibers_) {
+      if (fiber.wait == Wait::kGrid) fiber.wait = Wait::kNone;
+    }
+  }
+  while (num_live_ > 0) {
     // Some warps fall behind the others, so that what only a barrier keeps apart does overlap.
-    const uint32_t delayed_warps = static_cast<uint32_t>(random() & random());
+    const uint32_t delayed_warps = static_cast<uint32_t>(machine_->random() & machine_->random());
     bool waits = false;
-    for (const int i : order) {
-      if (fibers[i].done || fibers[i].wait != Wait::kNone) continue;
+    for (const int i : order_) {
+      if (fibers_[i].done || fibers_[i].wait != Wait::kNone) continue;
       if (delayed_warps >> (i / kWarpSize) & 1) {
         waits = true;
         continue;
       }
       SwitchTo(i);
-      if (fibers[i].done) --num_live;
+      if (fibers_[i].done) --num_live_;
+      if (triggered_) machine_->StartDependent(this);
     }
+    if (num_live_ == 0 || ReleaseMeetings() || waits) continue;
     // Abandons the block's fibers where they are: their stacks are reused.
-    if (num_live > 0 && !ReleaseMeetings() && !waits) return ReportDeadlock();
+    if (!AnyWaitsForGrid() || released_) ReportDeadlock();
+    return false;
   }
-  counts = {fibers[0].num_barriers, fibers[0].num_async_waits};
+  return true;
 }
 
-void Machine::DoCopies(size_t max_groups_in_flight) {
-  auto& groups = fiber().pending_groups;
+void Grid::StartEarly() {
+  if (machine_->fault.kind == Fault::Kind::kDropLastBlock) return;
+  started_ = true;
+  const uint64_t num_blocks = uint64_t{grid_.x} * grid_.y * grid_.z;
+  early_block_ = machine_->random() % num_blocks;
+  BeginBlock(early_block_);
+  Advance();
+}
+
+void Grid::Finish() {
+  released_ = true;
+  uint64_t num_blocks = uint64_t{grid_.x} * grid_.y * grid_.z;
+  if (started_) Advance();
+  if (machine_->Faulty(Fault::Kind::kDropLastBlock, machine_->fault.index, this)) --num_blocks;
+  const uint64_t skipped = started_ ? early_block_ : num_blocks;
+  started_ = true;
+  for (uint64_t i = 0; i < num_blocks && machine_->error.empty(); ++i) {
+    if (i == skipped) continue;
+    BeginBlock(i);
+    Advance();
+  }
+  if (fibers_.empty()) return;
+  const Fiber& first = fibers_.front();
+  machine_->counts.push_back({first.num_barriers, first.num_async_waits, first.num_grid_waits});
+}
+
+void Machine::StartDependent(const Grid* grid) {
+  for (size_t i = 0; i + 1 < queue.size(); ++i) {
+    if (queue[i].get() == grid && !queue[i + 1]->started() && error.empty()) {
+      queue[i + 1]->StartEarly();
+    }
+  }
+}
+
+void DoCopies(size_t max_groups_in_flight) {
+  auto& groups = TheMachine().running->fiber().pending_groups;
   while (groups.size() > max_groups_in_flight) {
     for (const PendingCopy& copy : groups.front()) {
       std::memcpy(copy.destination, copy.source, copy.num_bytes);
@@ -222,14 +361,60 @@ void Machine::DoCopies(size_t max_groups_in_flight) {
 
 }  // namespace
 
-void InjectFault(const Fault& fault) { TheMachine().fault = fault; }
+void InjectFault(const Fault& fault) {
+  Flush();
+  TheMachine().fault = fault;
+  TheMachine().num_launches = 0;
+}
 
-std::string LastError() { return std::exchange(TheMachine().error, ""); }
+std::string PeekError() { return TheMachine().error; }
 
-LaunchCounts LastLaunchCounts() { return TheMachine().counts; }
+std::string LastError() {
+  Flush();
+  return std::exchange(TheMachine().error, "");
+}
 
-void Launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread_body) {
+LaunchCounts LastLaunchCounts() {
+  Flush();
+  return TheMachine().counts.empty() ? LaunchCounts{} : TheMachine().counts.back();
+}
+
+std::vector<LaunchCounts> TakeLaunchCounts() {
+  Flush();
+  return std::exchange(TheMachine().counts, {});
+}
+
+void Flush() {
   Machine& machine = TheMachine();
+  while (!machine.queue.empty()) {
+    if (machine.error.empty()) machine.queue.front()->Finish();
+    machine.queue.pop_front();
+    ++machine.num_launches;
+  }
+}
+
+void RecordInto(std::vector<std::function<void()>>* recording) {
+  Flush();
+  TheMachine().recording = recording;
+}
+
+void RunOrRecord(std::function<void()> call) {
+  if (TheMachine().recording) {
+    TheMachine().recording->push_back([call = std::move(call)] { RunOrRecord(call); });
+  } else {
+    Flush();
+    call();
+  }
+}
+
+void Launch(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> thread_body,
+            LaunchOrder order) {
+  Machine& machine = TheMachine();
+  if (machine.recording) {
+    machine.recording->push_back(
+        [=, body = std::move(thread_body)] { Launch(grid, block, shared_bytes, body, order); });
+    return;
+  }
   const uint64_t num_threads = uint64_t{block.x} * block.y * block.z;
   const uint64_t num_blocks = uint64_t{grid.x} * grid.y * grid.z;
   if (num_threads == 0 || num_threads > kMaxThreadsPerBlock || num_blocks == 0 || grid.y > 65535 ||
@@ -239,129 +424,74 @@ void Launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void
                     " bytes of shared memory";
     return;
   }
-  machine.fibers.resize(num_threads);
-  machine.grid = grid;
-  machine.block = block;
-  machine.shared.resize(shared_bytes + 15);
-  machine.body = &thread_body;
-  uint64_t num_run = num_blocks;
-  if (machine.fault.kind == Fault::Kind::kDropLastBlock) --num_run;
-  for (uint64_t i = 0; i < num_run; ++i) {
-    machine.block_index = {static_cast<unsigned>(i % grid.x),
-                           static_cast<unsigned>(i / grid.x % grid.y),
-                           static_cast<unsigned>(i / grid.x / grid.y)};
-    machine.RunBlock();
-    if (!machine.error.empty()) return;
-  }
+  if (order == LaunchOrder::kSerial || machine.queue.size() >= kMaxQueuedLaunches) Flush();
+  machine.queue.push_back(
+      std::make_unique<Grid>(&machine, grid, block, shared_bytes, std::move(thread_body)));
+  // What follows a serial launch may start when that has let it go, which it never does.
+  if (order == LaunchOrder::kSerial) Flush();
 }
 
-dim3 ThreadIndex() { return TheMachine().fiber().index; }
-dim3 BlockIndex() { return TheMachine().block_index; }
-dim3 BlockDimension() { return TheMachine().block; }
-dim3 GridDimension() { return TheMachine().grid; }
-int LaneIndex() { return TheMachine().current % kWarpSize; }
+dim3 ThreadIndex() { return TheMachine().running->fiber().index; }
+dim3 BlockIndex() { return TheMachine().running->block_index(); }
+dim3 BlockDimension() { return TheMachine().running->block(); }
+dim3 GridDimension() { return TheMachine().running->grid(); }
+int LaneIndex() { return TheMachine().running->current() % kWarpSize; }
 
 unsigned char* SharedMemory() {
-  const auto address = reinterpret_cast<uintptr_t>(TheMachine().shared.data());
+  const auto address = reinterpret_cast<uintptr_t>(TheMachine().running->shared());
   return reinterpret_cast<unsigned char*>((address + 15) & ~uintptr_t{15});
 }
 
 void BlockBarrier(Site site) {
   Machine& machine = TheMachine();
-  const int index = machine.fiber().num_barriers++;
-  if (machine.fault.kind == Fault::Kind::kSkipBarrier && machine.fault.index == index) return;
-  machine.Meet(Wait::kBlock, site);
+  const int index = machine.running->fiber().num_barriers++;
+  if (machine.Faulty(Fault::Kind::kSkipBarrier, index, machine.running)) return;
+  machine.running->Meet(Wait::kBlock, site);
 }
 
-void WarpBarrier(Site site) { TheMachine().Meet(Wait::kWarp, site); }
+void WarpBarrier(Site site) { TheMachine().running->Meet(Wait::kWarp, site); }
 
 uint64_t WarpExchange(uint64_t value, int source_lane, Site site) {
-  Machine& machine = TheMachine();
-  machine.fiber().exchange = value;
-  machine.Meet(Wait::kWarp, site);
-  const int source = machine.current / kWarpSize * kWarpSize + source_lane % kWarpSize;
-  const uint64_t result = machine.fibers[source].exchange;
-  machine.Meet(Wait::kWarp, site);  // nobody overwrites what another still reads
+  Grid& grid = *TheMachine().running;
+  grid.fiber().exchange = value;
+  grid.Meet(Wait::kWarp, site);
+  const int source = grid.current() / kWarpSize * kWarpSize + source_lane % kWarpSize;
+  const uint64_t result = grid.fibers()[source].exchange;
+  grid.Meet(Wait::kWarp, site);  // nobody overwrites what another still reads
   return result;
 }
 
 void WarpGather(const void* mine, size_t num_bytes, void* all, Site site) {
-  Machine& machine = TheMachine();
-  machine.fiber().exchange = reinterpret_cast<uintptr_t>(mine);
-  machine.Meet(Wait::kWarp, site);
-  const int first = machine.current / kWarpSize * kWarpSize;
+  Grid& grid = *TheMachine().running;
+  grid.fiber().exchange = reinterpret_cast<uintptr_t>(mine);
+  grid.Meet(Wait::kWarp, site);
+  const int first = grid.current() / kWarpSize * kWarpSize;
   for (int lane = 0; lane < kWarpSize; ++lane) {
     std::memcpy(static_cast<std::byte*>(all) + lane * num_bytes,
-                reinterpret_cast<const void*>(machine.fibers[first + lane].exchange), num_bytes);
+                reinterpret_cast<const void*>(grid.fibers()[first + lane].exchange), num_bytes);
   }
-  machine.Meet(Wait::kWarp, site);
+  grid.Meet(Wait::kWarp, site);
 }
+
+void GridWait() { TheMachine().running->WaitForGrid(); }
+void GridTrigger() { TheMachine().running->Trigger(); }
 
 void AsyncCopy(void* shared_destination, const void* source, int copy_bytes) {
   Machine& machine = TheMachine();
   if (machine.random() % 2 == 0) std::memcpy(shared_destination, source, copy_bytes);
-  machine.fiber().open_group.push_back({shared_destination, source, copy_bytes});
+  machine.running->fiber().open_group.push_back({shared_destination, source, copy_bytes});
 }
 
 void AsyncCommit() {
-  Fiber& fiber = TheMachine().fiber();
+  Fiber& fiber = TheMachine().running->fiber();
   fiber.pending_groups.push_back(std::exchange(fiber.open_group, {}));
 }
 
 void AsyncWait(int max_groups_in_flight) {
   Machine& machine = TheMachine();
-  const int index = machine.fiber().num_async_waits++;
-  if (machine.fault.kind == Fault::Kind::kSkipAsyncWait && machine.fault.index == index) return;
-  machine.DoCopies(static_cast<size_t>(max_groups_in_flight));
+  const int index = machine.running->fiber().num_async_waits++;
+  if (machine.Faulty(Fault::Kind::kSkipAsyncWait, index, machine.running)) return;
+  DoCopies(static_cast<size_t>(max_groups_in_flight));
 }
 
 }  // namespace cuda_on_cpu
-
-cudaError_t cudaMalloc(void** pointer, size_t bytes) {
-  *pointer = std::aligned_alloc(256, (std::max<size_t>(bytes, 1) + 255) / 256 * 256);
-  if (!*pointer) return cudaErrorMemoryAllocation;
-  std::memset(*pointer, 0xff, bytes);
-  return cudaSuccess;
-}
-
-cudaError_t cudaFree(void* pointer) {
-  std::free(pointer);
-  return cudaSuccess;
-}
-
-cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes, cudaMemcpyKind,
-                            cudaStream_t) {
-  std::memcpy(destination, source, bytes);
-  return cudaSuccess;
-}
-
-cudaError_t cudaMemsetAsync(void* pointer, int byte, size_t bytes, cudaStream_t) {
-  std::memset(pointer, byte, bytes);
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = nullptr;
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-
-cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
-  return cudaSuccess;
-}
-
-cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-
-cudaError_t cudaGetLastError() {
-  return cuda_on_cpu::TheMachine().error.empty() ? cudaSuccess : cudaErrorLaunchFailure;
-}
-
-const char* cudaGetErrorString(cudaError_t error) {
-  if (error == cudaSuccess) return "no error";
-  if (error == cudaErrorMemoryAllocation) return "out of memory";
-  return cuda_on_cpu::TheMachine().error.c_str();
-}

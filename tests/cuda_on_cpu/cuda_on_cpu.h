@@ -6,11 +6,13 @@
 // until it meets a collective (block barrier, warp collective), where it waits for the others. What
 // this makes visible:
 //   - a missing barrier: threads run in a random order, new for each block, and dynamic shared
-//   memory
-//     starts as NaN bytes (static __shared__ does not exist here: kernels use DYNAMIC_SHARED);
+//     memory starts as NaN bytes (static __shared__ does not exist here: kernels use
+//     DYNAMIC_SHARED);
 //   - a missing wait for an asynchronous copy, or a buffer filled too early: a copy is done at once
-//   or
-//     at the wait, at random;
+//     or at the wait, at random;
+//   - a missing wait for the kernel before: a dependent launch (programmatic dependent launch) is
+//     put off until the device is waited for, and when the kernel before it lets it go, one of its
+//     blocks, taken at random, runs as far as its GridWait, whatever has not been written yet;
 //   - a divergent barrier or warp collective: reported by LastError, and the launch ends;
 //   - an access out of bounds: device memory is plain heap memory, ASan sees it.
 // What it can't show: races that a barrier-free order happens to hide, bank conflicts, register
@@ -25,6 +27,7 @@
 #include <cstring>
 #include <functional>
 #include <string>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -47,23 +50,36 @@ inline constexpr size_t kMaxSharedBytes = 227 * 1024;  // of a block on sm_90
 
 // A deliberate fault in the launches of this OS thread, to prove that tests notice it.
 struct Fault {
-  enum class Kind { kNone, kSkipBarrier, kSkipAsyncWait, kDropLastBlock };
+  enum class Kind { kNone, kSkipBarrier, kSkipAsyncWait, kSkipGridWait, kDropLastBlock };
   Kind kind = Kind::kNone;
-  int index = 0;  // which barrier or wait, counted per thread of a block
+  int index = 0;    // which barrier or wait, counted per thread of a block
+  int launch = -1;  // which launch since InjectFault; -1 = every one
 };
 void InjectFault(const Fault& fault);
 
 // What went wrong in a launch of this OS thread since the last call, "" = nothing. Clears it.
 std::string LastError();
 
-// Collectives that one thread of each block has met in the last launch.
+// Collectives that the first thread of a launch's last block has met.
 struct LaunchCounts {
   int barriers = 0;
   int async_waits = 0;
+  int grid_waits = 0;
 };
 LaunchCounts LastLaunchCounts();
+// Of all launches since the last call.
+std::vector<LaunchCounts> TakeLaunchCounts();
 
-void Launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread_body);
+// kDependent: may start when the launch before it lets it go (GridTrigger), else after it.
+enum class LaunchOrder { kSerial, kDependent };
+void Launch(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> thread_body,
+            LaunchOrder order = LaunchOrder::kSerial);
+// Completes everything that was launched.
+void Flush();
+// Until RecordInto(nullptr), launches and what RunOrRecord gets are appended instead of run.
+void RecordInto(std::vector<std::function<void()>>* recording);
+void RunOrRecord(std::function<void()> call);
+std::string PeekError();  // LastError without clearing it
 
 // Of the running CUDA thread.
 dim3 ThreadIndex();
@@ -89,6 +105,9 @@ void WarpGather(const void* mine, size_t num_bytes, void* all, Site site);
 void AsyncCopy(void* shared_destination, const void* source, int copy_bytes);
 void AsyncCommit();
 void AsyncWait(int max_groups_in_flight);
+// griddepcontrol.wait and .launch_dependents.
+void GridWait();
+void GridTrigger();
 
 template <typename T>
 T WarpShuffle(T value, int source_lane, Site site) {
@@ -135,22 +154,48 @@ inline uint32_t __float_as_uint(float value) {
   return bits;
 }
 
-// ---- The runtime API: one device, whose memory is the heap; every call is complete at its return.
+// ---- The runtime API: one device, whose memory is the heap. Every call is complete at its return,
+// but dependent launches.
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorLaunchFailure = 719,
+  cudaErrorStreamCaptureUnsupported = 900
+};
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin
+};
+struct CudaGraphOnCpu {
+  std::vector<std::function<void()>> calls;
+};
 using cudaStream_t = void*;
+using cudaGraph_t = CudaGraphOnCpu*;
+using cudaGraphExec_t = CudaGraphOnCpu*;
 
 cudaError_t cudaMalloc(void** pointer, size_t bytes);  // filled with NaN bytes
 cudaError_t cudaFree(void* pointer);
 cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes,
                             cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void* pointer, int byte, size_t bytes, cudaStream_t stream);
-cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);  // an error during a capture
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
+                                 unsigned long long flags = 0);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable);
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaSetDevice(int ordinal);
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int ordinal);
 // The error of the launches since the last call.
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);
