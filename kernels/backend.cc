@@ -1,6 +1,7 @@
 #include "kernels/backend.h"
 
 #include <charconv>
+#include <cstdlib>
 
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cuda/cuda_backend.h"
@@ -24,5 +25,12 @@ std::unique_ptr<Backend> Backend::Create(std::string_view device, const BackendO
   *error = "device \"" + std::string(device) + "\" is unknown: expected \"cpu\" or \"cuda:N\"";
   return nullptr;
 }
+
+void* Backend::AllocateHost(size_t bytes) {
+  constexpr size_t kAlignment = 64;
+  return std::aligned_alloc(kAlignment, (bytes / kAlignment + 1) * kAlignment);
+}
+
+void Backend::FreeHost(void* host_ptr) { std::free(host_ptr); }
 
 }  // namespace vivarium::kernels

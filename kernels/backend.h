@@ -39,6 +39,12 @@ class PackedMatrix {
   virtual size_t bytes() const = 0;  // device memory held
 };
 
+// A sequence of ops with their params, made by Backend::EndRecording. Must not outlive its Backend.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+};
+
 class Backend {
  public:
   // device: "cpu" ("cuda:N" where a CUDA backend is built in). Returns null and sets *error (never
@@ -64,6 +70,24 @@ class Backend {
   virtual void CopyOnDevice(void* device_dst, const void* device_src, size_t bytes) = 0;
   virtual void Zero(void* device_ptr, size_t bytes) = 0;
   virtual void Synchronize() = 0;
+
+  // Host memory that the device reads by itself (page-locked where that means something), aligned
+  // to 64 bytes, uninitialised. Null when there is none left. FreeHost(nullptr) is legal.
+  virtual void* AllocateHost(size_t bytes);
+  virtual void FreeHost(void* host_ptr);
+  // As CopyToDevice, but host_src is AllocateHost's memory, and must stay as it is until
+  // Synchronize.
+  virtual void CopyToDeviceAsync(void* device_dst, const void* host_src, size_t bytes) {
+    CopyToDevice(device_dst, host_src, bytes);
+  }
+
+  // Recording and replay of a step (CUDA graphs): between BeginRecording and EndRecording ops are
+  // taken down, with their params as they are then, and not run; nothing but ops may be called.
+  // Replay runs them, in order, as if they were called. BeginRecording returns false, and changes
+  // nothing, on a device where that saves nothing; EndRecording returns null when memory runs out.
+  virtual bool BeginRecording() { return false; }
+  virtual std::unique_ptr<Recording> EndRecording() { return nullptr; }
+  virtual void Replay(const Recording&) {}
 
   // Packs host matrix `w` [rows, cols], row-major, of dtype `from` (f32, bf16, f16), to `to` (bf16:
   // round to nearest even; f32). Null when memory runs out.

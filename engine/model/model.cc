@@ -1,6 +1,7 @@
 #include "engine/model/model.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <utility>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "engine/model/fingerprint.h"
 #include "engine/model/mixers/mamba.h"
 #include "engine/model/mixers/mixer.h"
+#include "engine/model/step_inputs.h"
 #include "engine/model/weight_reader.h"
 
 namespace vivarium::engine {
@@ -20,16 +22,46 @@ using kernels::DType;
 
 // Activations of one step, allocated once for the largest one.
 struct Activations {
-  DeviceMemory token_ids;   // i32 [max_batch_tokens]
-  DeviceMemory segments;    // kernels::Segment [max_batch_tokens]
-  DeviceMemory logit_rows;  // i32 [max_logit_rows]
-  DeviceMemory residual;    // [max_batch_tokens, d_model]
-  DeviceMemory normed;      // [max_batch_tokens, d_model]
-  DeviceMemory mixed;       // [max_batch_tokens, d_model]
-  DeviceMemory scratch;     // [max_batch_tokens, scratch_floats_per_token]
-  DeviceMemory gathered;    // [max_logit_rows, d_model]
-  DeviceMemory logits;      // [max_logit_rows, padded_vocab_size]
+  StepInputs inputs;
+  DeviceMemory residual;  // [max_batch_tokens, d_model]
+  DeviceMemory normed;    // [max_batch_tokens, d_model]
+  DeviceMemory mixed;     // [max_batch_tokens, d_model]
+  DeviceMemory scratch;   // [max_batch_tokens, scratch_floats_per_token]
+  DeviceMemory gathered;  // [max_logit_rows, d_model]
+  DeviceMemory logits;    // [max_logit_rows, padded_vocab_size]
 };
+
+// What decides which ops a step runs; all else is in its inputs.
+struct StepShape {
+  int64_t num_tokens;
+  int64_t num_segments;
+  int64_t num_logit_rows;
+};
+
+// A step of one-token segments, all with logits, recorded for a number of rows.
+struct RecordedStep {
+  std::unique_ptr<kernels::Recording> recording;  // null: not yet
+  std::byte* slots = nullptr;                     // the pool that it was recorded for
+};
+
+// Steps are recorded for 1, 2, 4, 8, 16 rows, then for multiples of 16; more rows than the most
+// gain nothing that shows.
+constexpr int64_t kMaxRecordedRows = 256;
+constexpr int64_t kRecordedRowsStep = 16;
+constexpr size_t kNumRecordedSteps = 4 + kMaxRecordedRows / kRecordedRowsStep;
+
+size_t RecordedIndex(int64_t num_rows) {
+  if (num_rows > kRecordedRowsStep / 2) {
+    return static_cast<size_t>(3 + (num_rows + kRecordedRowsStep - 1) / kRecordedRowsStep);
+  }
+  size_t index = 0;
+  while (int64_t{1} << index < num_rows) ++index;
+  return index;
+}
+
+int64_t RecordedRows(size_t index) {
+  return index < 4 ? int64_t{1} << index : static_cast<int64_t>(index - 3) * kRecordedRowsStep;
+}
 
 struct Layer {
   DeviceMemory norm_weight;  // [d_model]
@@ -68,8 +100,7 @@ class LanguageModel final : public Model {
   std::string_view numerics_id() const override { return numerics_id_; }
   uint64_t weight_bytes() const override { return weights_.bytes; }
   uint64_t activation_bytes() const override {
-    return activations_.token_ids.bytes() + activations_.segments.bytes() +
-           activations_.logit_rows.bytes() + activations_.residual.bytes() +
+    return activations_.inputs.bytes() + activations_.residual.bytes() +
            activations_.normed.bytes() + activations_.mixed.bytes() + activations_.scratch.bytes() +
            activations_.gathered.bytes() + activations_.logits.bytes();
   }
@@ -80,19 +111,24 @@ class LanguageModel final : public Model {
 
  private:
   void CheckBatch(const Batch& batch) const;
-  void Embed(const Batch& batch);
+  // Runs the step from a recording; false, with nothing done, when there is none for its kind.
+  bool RunRecorded(const Batch& batch, std::byte* slots);
+  // All ops of a step whose inputs are on their way to the device.
+  void Run(const StepShape& shape, std::byte* slots);
+  void Embed(int64_t num_tokens);
   // residual += x (when given); normed = RMSNorm(residual).
   void AddAndNorm(const float* x, const DeviceMemory& weight, int64_t num_tokens);
-  void Head(const Batch& batch);
+  void Head(const StepShape& shape);
 
   const ModelConfig config_;
   const StateLayout layout_;
   kernels::Backend* const backend_;
   const ModelOptions options_;
   const Weights weights_;
-  const Activations activations_;
+  Activations activations_;
   const std::string fingerprint_;
   const std::string numerics_id_;
+  std::array<RecordedStep, kNumRecordedSteps> recorded_;
 };
 
 // What a caller must not get wrong; token ids are checked where requests enter.
@@ -116,16 +152,14 @@ void LanguageModel::CheckBatch(const Batch& batch) const {
   }
 }
 
-void LanguageModel::Embed(const Batch& batch) {
-  backend_->CopyToDevice(activations_.token_ids.data(), batch.token_ids.data(),
-                         batch.token_ids.size_bytes());
+void LanguageModel::Embed(int64_t num_tokens) {
   kernels::EmbeddingGatherParams params{};
   params.table = weights_.embedding.memory.data();
   params.table_dtype = weights_.embedding.dtype;
   params.vocab_size = config_.padded_vocab_size;
-  params.token_ids = static_cast<const int32_t*>(activations_.token_ids.data());
+  params.token_ids = activations_.inputs.token_ids();
   params.out = activations_.residual.f32();
-  params.num_tokens = static_cast<int64_t>(batch.token_ids.size());
+  params.num_tokens = num_tokens;
   params.d_model = config_.d_model;
   backend_->EmbeddingGather(params);
 }
@@ -144,17 +178,14 @@ void LanguageModel::AddAndNorm(const float* x, const DeviceMemory& weight, int64
   backend_->RmsNorm(params);
 }
 
-void LanguageModel::Head(const Batch& batch) {
-  const int64_t num_rows = static_cast<int64_t>(batch.logit_rows.size());
+void LanguageModel::Head(const StepShape& shape) {
   const float* x = activations_.normed.f32();
-  if (batch.logit_rows.size() != batch.token_ids.size()) {
+  if (shape.num_logit_rows != shape.num_tokens) {
     kernels::GatherRowsParams gather{};
     gather.x = x;
-    backend_->CopyToDevice(activations_.logit_rows.data(), batch.logit_rows.data(),
-                           batch.logit_rows.size_bytes());
-    gather.row_index = static_cast<const int32_t*>(activations_.logit_rows.data());
+    gather.row_index = activations_.inputs.logit_rows();
     gather.out = activations_.gathered.f32();
-    gather.num_rows = num_rows;
+    gather.num_rows = shape.num_logit_rows;
     gather.channels = config_.d_model;
     backend_->GatherRows(gather);
     x = gather.out;
@@ -165,34 +196,62 @@ void LanguageModel::Head(const Batch& batch) {
   params.weight = weights_.lm_head.get();
   params.out = activations_.logits.f32();
   params.out_stride = config_.padded_vocab_size;
-  params.num_tokens = num_rows;
+  params.num_tokens = shape.num_logit_rows;
   backend_->Linear(params);
 }
 
-const float* LanguageModel::Forward(const Batch& batch, std::byte* slots) {
-  CheckBatch(batch);
-  const int64_t num_tokens = static_cast<int64_t>(batch.token_ids.size());
-  Embed(batch);
-  backend_->CopyToDevice(activations_.segments.data(), batch.segments.data(),
-                         batch.segments.size_bytes());
+void LanguageModel::Run(const StepShape& shape, std::byte* slots) {
+  Embed(shape.num_tokens);
   const float* pending = nullptr;  // the previous mixer's output, not yet in the residual
   for (const Layer& layer : weights_.layers) {
-    AddAndNorm(pending, layer.norm_weight, num_tokens);
+    AddAndNorm(pending, layer.norm_weight, shape.num_tokens);
     MixerStep step{};
     step.x = activations_.normed.f32();
     step.out = activations_.mixed.f32();
     step.scratch = activations_.scratch.f32();
-    step.num_tokens = num_tokens;
-    step.segments = static_cast<const kernels::Segment*>(activations_.segments.data());
-    step.num_segments = static_cast<int64_t>(batch.segments.size());
+    step.num_tokens = shape.num_tokens;
+    step.segments = activations_.inputs.segments();
+    step.num_segments = shape.num_segments;
     step.slots = slots;
     step.slot_bytes = layout_.slot_bytes;
     layer.mixer->Forward(step);
     pending = step.out;
   }
-  if (!batch.logit_rows.empty()) {
-    AddAndNorm(pending, weights_.final_norm, num_tokens);
-    Head(batch);
+  if (shape.num_logit_rows == 0) return;
+  AddAndNorm(pending, weights_.final_norm, shape.num_tokens);
+  Head(shape);
+}
+
+bool LanguageModel::RunRecorded(const Batch& batch, std::byte* slots) {
+  const auto num_rows = static_cast<int64_t>(batch.token_ids.size());
+  if (num_rows > kMaxRecordedRows || batch.segments.size() != batch.token_ids.size() ||
+      batch.logit_rows.size() != batch.token_ids.size()) {
+    return false;
+  }
+  const size_t index = RecordedIndex(num_rows);
+  const int64_t padded_rows =
+      std::min<int64_t>({RecordedRows(index), options_.max_batch_tokens, options_.max_logit_rows});
+  RecordedStep& step = recorded_[index];
+  if (step.recording == nullptr || step.slots != slots) {
+    if (!backend_->BeginRecording()) return false;
+    activations_.inputs.SetPadded(padded_rows);
+    Run({padded_rows, padded_rows, padded_rows}, slots);
+    step = {backend_->EndRecording(), slots};
+    if (step.recording == nullptr) return false;
+  }
+  activations_.inputs.SendPadded(batch, padded_rows);
+  backend_->Replay(*step.recording);
+  return true;
+}
+
+const float* LanguageModel::Forward(const Batch& batch, std::byte* slots) {
+  CheckBatch(batch);
+  if (!RunRecorded(batch, slots)) {
+    activations_.inputs.Send(batch);
+    Run({.num_tokens = static_cast<int64_t>(batch.token_ids.size()),
+         .num_segments = static_cast<int64_t>(batch.segments.size()),
+         .num_logit_rows = static_cast<int64_t>(batch.logit_rows.size())},
+        slots);
   }
   backend_->Synchronize();
   return activations_.logits.f32();
@@ -280,10 +339,13 @@ absl::StatusOr<Activations> AllocateActivations(const ModelConfig& config,
     }
     held_bytes += bytes;
   };
-  allocate("token ids", tokens, 1, &activations.token_ids);
-  static_assert(sizeof(kernels::Segment) == 4 * sizeof(float));
-  allocate("segments", tokens, 4, &activations.segments);
-  allocate("logit rows", rows, 1, &activations.logit_rows);
+  activations.inputs = StepInputs(backend, options.max_batch_tokens, options.max_logit_rows);
+  if (!activations.inputs.is_allocated()) {
+    return OutOfDeviceMemory(
+        absl::StrCat("inputs of a step of ", tokens, " tokens, ", rows, " rows"),
+        StepInputs::Bytes(options.max_batch_tokens, options.max_logit_rows), held_bytes);
+  }
+  held_bytes += activations.inputs.bytes();
   allocate("the residual", tokens, width, &activations.residual);
   allocate("the normed residual", tokens, width, &activations.normed);
   allocate("mixer outputs", tokens, width, &activations.mixed);

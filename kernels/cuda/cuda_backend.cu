@@ -44,6 +44,18 @@ class CudaPackedMatrix final : public PackedMatrix {
   size_t bytes_;
 };
 
+class CudaRecording final : public Recording {
+ public:
+  explicit CudaRecording(cudaGraphExec_t graph) : graph_(graph) {}
+  ~CudaRecording() override { CheckCuda(cudaGraphExecDestroy(graph_), "free recording"); }
+  CudaRecording(const CudaRecording&) = delete;
+  CudaRecording& operator=(const CudaRecording&) = delete;
+  cudaGraphExec_t graph() const { return graph_; }
+
+ private:
+  cudaGraphExec_t graph_;
+};
+
 // The fragments of linear.cuh, in order.
 std::vector<PackedFragment> PackFragments(const std::vector<float>& w, int64_t rows, int64_t cols) {
   const int64_t row_tiles = (rows + kRowTile - 1) / kRowTile;
@@ -113,6 +125,27 @@ class CudaBackend final : public Backend {
     CheckCuda(cudaGetLastError(), "kernel");
   }
 
+  void* AllocateHost(size_t bytes) override {
+    void* pointer = nullptr;
+    if (cudaMallocHost(&pointer, bytes) == cudaSuccess) return pointer;
+    cudaGetLastError();  // an answer, as in Allocate
+    return nullptr;
+  }
+  void FreeHost(void* host_ptr) override { CheckCuda(cudaFreeHost(host_ptr), "free host memory"); }
+  void CopyToDeviceAsync(void* device_dst, const void* host_src, size_t bytes) override {
+    Copy(device_dst, host_src, bytes, cudaMemcpyHostToDevice);
+  }
+
+  bool BeginRecording() override {
+    CheckCuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "record");
+    return true;
+  }
+  std::unique_ptr<Recording> EndRecording() override;
+  void Replay(const Recording& recording) override {
+    CheckCuda(cudaGraphLaunch(static_cast<const CudaRecording&>(recording).graph(), stream_),
+              "replay");
+  }
+
   std::unique_ptr<PackedMatrix> Pack(const void* w, DType from, int64_t rows, int64_t cols,
                                      DType to) override;
 
@@ -155,6 +188,20 @@ std::unique_ptr<PackedMatrix> CudaBackend::Pack(const void* w, DType from, int64
   if (!data) return nullptr;
   CopyToDevice(data, host, bytes);
   return std::make_unique<CudaPackedMatrix>(data, rows, cols, to, bytes);
+}
+
+std::unique_ptr<Recording> CudaBackend::EndRecording() {
+  cudaGraph_t graph = nullptr;
+  CheckCuda(cudaStreamEndCapture(stream_, &graph), "end recording");
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t made = cudaGraphInstantiate(&executable, graph);
+  CheckCuda(cudaGraphDestroy(graph), "free graph");
+  if (made == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // an answer, as in Allocate
+    return nullptr;
+  }
+  CheckCuda(made, "make recording");
+  return std::make_unique<CudaRecording>(executable);
 }
 
 void CudaBackend::Linear(const LinearParams& params) {

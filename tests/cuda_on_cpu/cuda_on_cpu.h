@@ -180,6 +180,8 @@ using cudaGraphExec_t = CudaGraphOnCpu*;
 
 cudaError_t cudaMalloc(void** pointer, size_t bytes);  // filled with NaN bytes
 cudaError_t cudaFree(void* pointer);
+cudaError_t cudaMallocHost(void** pointer, size_t bytes);
+cudaError_t cudaFreeHost(void* pointer);
 cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes,
                             cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void* pointer, int byte, size_t bytes, cudaStream_t stream);

@@ -61,6 +61,41 @@ TEST(CudaModel, BF16WeightsAgreeWithTheCpu) {
   CheckModel("tiny-mamba-bf16", WeightFormat::kBF16, kBF16Tolerance);
 }
 
+// Three streams of one step, in a recording for four rows, then two in one for two: each has the
+// bits that it has alone; the pad row touches no slot.
+TEST(CudaModel, StreamsOfARecordedStepAreIndependent) {
+  const auto cuda = Load("tiny-mamba-bf16", {.weights = WeightFormat::kBF16, .device = "cuda:0"});
+  ASSERT_TRUE(cuda);
+  const std::vector<int32_t> tokens = Tokens();
+  const int64_t vocab = cuda->vocab();
+  constexpr int kSteps = 3;
+  std::vector<std::vector<float>> alone;
+  for (int i = 0; i < 3; ++i) {
+    alone.push_back(cuda->Feed(std::span(tokens).subspan(i, kSteps), 3, kSteps));
+    cuda->ZeroSlot(3);
+  }
+  const std::vector<std::byte> untouched = cuda->ReadSlot(3);
+  for (int step = 0; step < kSteps; ++step) {
+    const int32_t num_rows = step == 1 ? 2 : 3;  // stream 2 misses a step
+    std::vector<int32_t> ids, rows;
+    std::vector<kernels::Segment> segments;
+    for (int32_t row = 0; row < num_rows; ++row) {
+      const int32_t consumed = row == 2 && step == 2 ? 1 : step;
+      ids.push_back(tokens[row + consumed]);
+      segments.push_back({row, 1, row, row});
+      rows.push_back(row);
+    }
+    const std::vector<float> logits = cuda->Run({ids, segments, rows});
+    for (int32_t row = 0; row < num_rows; ++row) {
+      const int32_t consumed = row == 2 && step == 2 ? 1 : step;
+      EXPECT_TRUE(std::equal(logits.begin() + row * vocab, logits.begin() + (row + 1) * vocab,
+                             alone[row].begin() + consumed * vocab))
+          << "step " << step << " row " << row;
+    }
+  }
+  EXPECT_EQ(cuda->ReadSlot(3), untouched);
+}
+
 // Decode on the CPU from a state that the CUDA kernels made.
 TEST(CudaModel, AStateMovesToTheCpu) {
   const std::vector<int32_t> tokens = Tokens();
