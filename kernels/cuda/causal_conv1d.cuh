@@ -9,39 +9,62 @@ namespace vivarium::kernels::cuda {
 
 inline constexpr int kConvThreads = 128;
 
+// One channel's filter and its last kWidth inputs, oldest first; the newest is filled in by Step.
+template <int kWidth>
+struct ConvChannel {
+  float weight[kWidth];
+  float window[kWidth];
+  float bias;
+
+  __device__ __forceinline__ void Load(const CausalConv1dParams& params, int32_t read_slot,
+                                       int64_t channel) {
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) weight[j] = params.weight[j * params.channels + channel];
+#pragma unroll
+    for (int j = 1; j < kWidth; ++j) {
+      window[j] =
+          read_slot < 0
+              ? 0.0f
+              : params.states[read_slot * params.slot_stride + (j - 1) * params.channels + channel];
+    }
+    bias = params.bias ? params.bias[channel] : 0.0f;
+  }
+
+  // The output for the next input.
+  __device__ __forceinline__ float Step(float x) {
+#pragma unroll
+    for (int j = 0; j + 1 < kWidth; ++j) window[j] = window[j + 1];
+    window[kWidth - 1] = x;
+    float sum = bias;
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) sum = fmaf(weight[j], window[j], sum);
+    return Silu(sum);
+  }
+
+  __device__ __forceinline__ void Store(const CausalConv1dParams& params, int32_t write_slot,
+                                        int64_t channel) const {
+    if (write_slot < 0) return;
+#pragma unroll
+    for (int j = 1; j < kWidth; ++j) {
+      params.states[write_slot * params.slot_stride + (j - 1) * params.channels + channel] =
+          window[j];
+    }
+  }
+};
+
 // Grid (ceil(channels / kConvThreads), num_segments), kConvThreads threads.
 template <int kWidth>
 __global__ void CausalConv1dKernel(CausalConv1dParams params) {
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * kConvThreads + threadIdx.x;
   if (channel >= params.channels) return;
   const Segment segment = params.segments[blockIdx.y];
-  float weight[kWidth];
-  float
-      window[kWidth];  // the last kWidth inputs, oldest first; the newest is filled in by the loop
-#pragma unroll
-  for (int j = 0; j < kWidth; ++j) weight[j] = params.weight[j * params.channels + channel];
-#pragma unroll
-  for (int j = 1; j < kWidth; ++j) {
-    window[j] = segment.read_slot < 0 ? 0.0f
-                                      : params.states[segment.read_slot * params.slot_stride +
-                                                      (j - 1) * params.channels + channel];
-  }
-  const float bias = params.bias ? params.bias[channel] : 0.0f;
+  ConvChannel<kWidth> conv;
+  conv.Load(params, segment.read_slot, channel);
   for (int64_t t = segment.token_begin; t < segment.token_begin + segment.num_tokens; ++t) {
-#pragma unroll
-    for (int j = 0; j + 1 < kWidth; ++j) window[j] = window[j + 1];
-    window[kWidth - 1] = params.x[t * params.x_stride + channel];
-    float sum = bias;
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) sum = fmaf(weight[j], window[j], sum);
-    params.out[t * params.out_stride + channel] = Silu(sum);
+    params.out[t * params.out_stride + channel] =
+        conv.Step(params.x[t * params.x_stride + channel]);
   }
-  if (segment.write_slot < 0) return;
-#pragma unroll
-  for (int j = 1; j < kWidth; ++j) {
-    params.states[segment.write_slot * params.slot_stride + (j - 1) * params.channels + channel] =
-        window[j];
-  }
+  conv.Store(params, segment.write_slot, channel);
 }
 
 template <int kWidth = 1>

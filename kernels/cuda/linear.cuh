@@ -58,6 +58,20 @@ __device__ __forceinline__ void StoreLinear(const LinearArguments& arguments, in
       arguments.bias ? value + arguments.bias[row] : value;
 }
 
+// Output (row, token) of a row tile, from partial [segment][token tile][lane]: the segments' sums,
+// in order.
+template <int kTokenTiles>
+__device__ __forceinline__ float SumSegments(const MmaC* partial, int row, int token) {
+  const int lane = row % 8 * 4 + token % kTokenTile / 2;
+  const int i = row / 8 * 2 + token % 2;
+  float total = 0.0f;
+#pragma unroll
+  for (int s = 0; s < kLinearSegments; ++s) {
+    total += partial[(s * kTokenTiles + token / kTokenTile) * kWarpSize + lane].values[i];
+  }
+  return total;
+}
+
 // Grid (row tiles), kLinearThreads threads; shared memory: kLinearSegments * kTokenTiles MmaC a
 // lane. num_tokens <= kTokenTiles * kTokenTile.
 template <int kTokenTiles>
@@ -90,15 +104,12 @@ __global__ void __launch_bounds__(kLinearThreads) LinearSmallKernel(LinearArgume
     partial[(segment * kTokenTiles + tile) * kWarpSize + lane] = sums[tile];
   }
   __syncthreads();
-  for (int tile = segment; tile < kTokenTiles; tile += kLinearSegments) {
-    MmaC total = {};
-    for (int s = 0; s < kLinearSegments; ++s) {
-      const MmaC part = partial[(s * kTokenTiles + tile) * kWarpSize + lane];
-      for (int i = 0; i < 4; ++i) total.values[i] += part.values[i];
-    }
-    for (int i = 0; i < 4; ++i) {
-      StoreLinear(arguments, blockIdx.x * kRowTile + lane / 4 + (i >= 2 ? 8 : 0),
-                  tile * kTokenTile + lane % 4 * 2 + i % 2, total.values[i]);
+  for (int i = threadIdx.x; i < kRowTile * kTokenTiles * kTokenTile; i += kLinearThreads) {
+    const int row = i % kRowTile;
+    const int token = i / kRowTile;
+    if (token < arguments.num_tokens) {
+      StoreLinear(arguments, blockIdx.x * kRowTile + row, token,
+                  SumSegments<kTokenTiles>(partial, row, token));
     }
   }
 }

@@ -10,6 +10,33 @@ namespace vivarium::kernels::cuda {
 inline constexpr int kRmsNormThreads = 256;
 inline constexpr int kRmsNormWarps = kRmsNormThreads / kWarpSize;
 
+// Per row of kRows, this warp's part of the sum of squares of value(row, c), c < channels, for
+// NormScale: the block's threads take c in strides, then the warp's lanes are summed. kUnroll is
+// how many c a thread asks for at once; the order does not depend on it.
+template <int kRows, int kUnroll, typename Value>
+__device__ __forceinline__ void NormPartialSums(float (&sums)[kRows], int64_t channels,
+                                                const Value& value) {
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) sums[row] = 0.0f;
+#pragma unroll kUnroll
+  for (int64_t c = threadIdx.x; c < channels; c += kRmsNormThreads) {
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      const float v = value(row, c);
+      sums[row] += v * v;
+    }
+  }
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) sums[row] = WarpSum(sums[row]);
+}
+
+// 1 / rms from the partial sums of the block's kRmsNormWarps warps.
+__device__ __forceinline__ float NormScale(const float* warp_sums, int64_t channels, float eps) {
+  float total = 0.0f;
+  for (int warp = 0; warp < kRmsNormWarps; ++warp) total += warp_sums[warp];
+  return 1.0f / sqrtf(total / static_cast<float>(channels) + eps);
+}
+
 // Grid (num_tokens), kRmsNormThreads threads, kRmsNormWarps floats of shared memory.
 static __global__ void RmsNormKernel(RmsNormParams params) {
   DYNAMIC_SHARED(float, warp_sums);
@@ -18,21 +45,18 @@ static __global__ void RmsNormKernel(RmsNormParams params) {
   float* residual = params.residual ? params.residual + token * params.channels : nullptr;
   float* out = params.out + token * params.out_stride;
 
-  float sum = 0.0f;
-  for (int64_t c = threadIdx.x; c < params.channels; c += kRmsNormThreads) {
+  float sum[1];
+  NormPartialSums<1, 1>(sum, params.channels, [&](int, int64_t c) {
     float value = x ? x[c] : 0.0f;
     if (residual) {
       value = x ? residual[c] + value : residual[c];
       residual[c] = value;
     }
-    sum += value * value;
-  }
-  sum = WarpSum(sum);
-  if (threadIdx.x % kWarpSize == 0) warp_sums[threadIdx.x / kWarpSize] = sum;
+    return value;
+  });
+  if (threadIdx.x % kWarpSize == 0) warp_sums[threadIdx.x / kWarpSize] = sum[0];
   __syncthreads();
-  float total = 0.0f;
-  for (int warp = 0; warp < kRmsNormWarps; ++warp) total += warp_sums[warp];
-  const float scale = 1.0f / sqrtf(total / static_cast<float>(params.channels) + params.eps);
+  const float scale = NormScale(warp_sums, params.channels, params.eps);
   // Each thread reads back only what it has written itself.
   for (int64_t c = threadIdx.x; c < params.channels; c += kRmsNormThreads) {
     const float value = residual ? residual[c] : x[c];

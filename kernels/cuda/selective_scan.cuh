@@ -50,23 +50,82 @@ __device__ void LoadScanTile(const SelectiveScanParams& params, int64_t begin, i
   }
 }
 
-// One token of one lane's states: h = exp(d a) h + (d x) b; the lane's part of sum_n c h.
+// A lane's part of a channel: kStates of its states, from first_state on. Four lanes,
+// kScanWarpChannels apart in the warp, share a channel. A channel past the last one, up to the
+// tile's end, has zeros.
 template <int kStates>
-__device__ __forceinline__ float ScanStep(float (&h)[kStates], const float (&a_log2e)[kStates],
-                                          float d, float x, const float* b, const float* c,
-                                          int first_state, int d_state) {
-  float sum = 0.0f;
-  const float dx = d * x;
+struct ScanChannel {
+  int64_t channel;
+  int first_state;
+  bool live;
+  int64_t
+      state_offset;  // state n of this channel is at state_offset + n * kChannelTile of its slot
+  float a_log2e[kStates];
+  float dt_bias, d_skip;
+
+  __device__ __forceinline__ ScanChannel(const SelectiveScanParams& params, int64_t channel_index)
+      : channel(channel_index),
+        first_state(static_cast<int>(threadIdx.x) % kWarpSize / kScanWarpChannels * kStates),
+        live(channel < params.channels),
+        state_offset(channel / kChannelTile * params.d_state * kChannelTile +
+                     channel % kChannelTile),
+        dt_bias(live ? params.dt_bias[channel] : 0.0f),
+        d_skip(live ? params.d_skip[channel] : 0.0f) {
 #pragma unroll
-  for (int j = 0; j < kStates; ++j) {
-    const int n = first_state + j;
-    if (n < d_state) {
-      h[j] = fmaf(Exp2(d * a_log2e[j]), h[j], dx * b[n]);
-      sum = fmaf(c[n], h[j], sum);
+    for (int j = 0; j < kStates; ++j) {
+      a_log2e[j] = Used(params, j) ? params.a[Offset(j)] * kLog2E : 0.0f;
     }
   }
-  return sum;
-}
+  __device__ __forceinline__ bool Used(const SelectiveScanParams& params, int j) const {
+    return live && first_state + j < params.d_state;
+  }
+  __device__ __forceinline__ int64_t Offset(int j) const {
+    return state_offset + static_cast<int64_t>(first_state + j) * kChannelTile;
+  }
+
+  __device__ __forceinline__ void Load(const SelectiveScanParams& params, int32_t read_slot,
+                                       float (&h)[kStates]) const {
+#pragma unroll
+    for (int j = 0; j < kStates; ++j) {
+      h[j] = Used(params, j) && read_slot >= 0
+                 ? params.states[read_slot * params.slot_stride + Offset(j)]
+                 : 0.0f;
+    }
+  }
+
+  // Padded lanes stay 0.
+  __device__ __forceinline__ void Store(const SelectiveScanParams& params, int32_t write_slot,
+                                        const float (&h)[kStates]) const {
+    const int64_t padded = (params.channels + kChannelTile - 1) / kChannelTile * kChannelTile;
+    if (write_slot < 0 || channel >= padded) return;
+#pragma unroll
+    for (int j = 0; j < kStates; ++j) {
+      if (first_state + j < params.d_state) {
+        params.states[write_slot * params.slot_stride + Offset(j)] = live ? h[j] : 0.0f;
+      }
+    }
+  }
+
+  // One token, b and c [d_state]: h = exp(d a) h + (d x) b; returns sum_n c h + d_skip x, on each
+  // of the four lanes.
+  __device__ __forceinline__ float Step(float (&h)[kStates], float dt, float x, const float* b,
+                                        const float* c, int d_state) const {
+    const float d = Softplus(dt + dt_bias);
+    const float dx = d * x;
+    float sum = 0.0f;
+#pragma unroll
+    for (int j = 0; j < kStates; ++j) {
+      const int n = first_state + j;
+      if (n < d_state) {
+        h[j] = fmaf(Exp2(d * a_log2e[j]), h[j], dx * b[n]);
+        sum = fmaf(c[n], h[j], sum);
+      }
+    }
+    sum += __shfl_xor_sync(kFullWarp, sum, kScanWarpChannels);
+    sum += __shfl_xor_sync(kFullWarp, sum, 2 * kScanWarpChannels);
+    return fmaf(d_skip, x, sum);
+  }
+};
 
 // Grid (ceil(channels / kScanChannels), num_segments), kScanThreads threads, two tiles of shared
 // memory. kStates = states of a lane: 4 * kStates >= d_state.
@@ -80,27 +139,10 @@ __global__ void __launch_bounds__(kScanThreads) SelectiveScanKernel(SelectiveSca
   const int local_channel =
       static_cast<int>(threadIdx.x) / kWarpSize * kScanWarpChannels + lane % kScanWarpChannels;
   const int64_t channel = first_channel + local_channel;
-  const bool live = channel < params.channels;
-  const int first_state = lane / kScanWarpChannels * kStates;
   const int tile_floats = Tile::Floats(params.d_state);
-
-  // State n of this channel is at state_offset + n * kChannelTile.
-  const int64_t state_offset =
-      channel / kChannelTile * params.d_state * kChannelTile + channel % kChannelTile;
+  const ScanChannel<kStates> scan(params, channel);
   float h[kStates];
-  float a_log2e[kStates];
-#pragma unroll
-  for (int j = 0; j < kStates; ++j) {
-    const int n = first_state + j;
-    const int64_t offset = state_offset + static_cast<int64_t>(n) * kChannelTile;
-    const bool used = live && n < params.d_state;
-    a_log2e[j] = used ? params.a[offset] * kLog2E : 0.0f;
-    h[j] = used && segment.read_slot >= 0
-               ? params.states[segment.read_slot * params.slot_stride + offset]
-               : 0.0f;
-  }
-  const float dt_bias = live ? params.dt_bias[channel] : 0.0f;
-  const float d_skip = live ? params.d_skip[channel] : 0.0f;
+  scan.Load(params, segment.read_slot, h);
 
   const int64_t end = static_cast<int64_t>(segment.token_begin) + segment.num_tokens;
   const auto tile_count = [&](int64_t begin) {
@@ -125,29 +167,16 @@ __global__ void __launch_bounds__(kScanThreads) SelectiveScanKernel(SelectiveSca
     const int count = tile_count(begin);
     for (int t = 0; t < count; ++t) {
       const int i = t * kScanChannels + local_channel;
-      const float x = live ? tile[Tile::kX + i] : 0.0f;
-      const float d = Softplus((live ? tile[Tile::kDt + i] : 0.0f) + dt_bias);
-      float y = ScanStep<kStates>(h, a_log2e, d, x, b + t * params.d_state, c + t * params.d_state,
-                                  first_state, params.d_state);
-      y += __shfl_xor_sync(kFullWarp, y, kScanWarpChannels);
-      y += __shfl_xor_sync(kFullWarp, y, 2 * kScanWarpChannels);
-      if (live && first_state == 0) {
-        params.y[(begin + t) * params.y_stride + channel] =
-            fmaf(d_skip, x, y) * Silu(tile[Tile::kZ + i]);
+      const float x = scan.live ? tile[Tile::kX + i] : 0.0f;
+      const float y = scan.Step(h, scan.live ? tile[Tile::kDt + i] : 0.0f, x,
+                                b + t * params.d_state, c + t * params.d_state, params.d_state);
+      if (scan.live && scan.first_state == 0) {
+        params.y[(begin + t) * params.y_stride + channel] = y * Silu(tile[Tile::kZ + i]);
       }
     }
     __syncthreads();  // nobody reads this buffer when the copies after the next begin
   }
-  const int64_t padded = (params.channels + kChannelTile - 1) / kChannelTile * kChannelTile;
-  if (segment.write_slot < 0 || channel >= padded) return;  // padded lanes stay 0
-#pragma unroll
-  for (int j = 0; j < kStates; ++j) {
-    const int n = first_state + j;
-    if (n < params.d_state) {
-      params.states[segment.write_slot * params.slot_stride + state_offset +
-                    static_cast<int64_t>(n) * kChannelTile] = live ? h[j] : 0.0f;
-    }
-  }
+  scan.Store(params, segment.write_slot, h);
 }
 
 template <int kStates = 1>
