@@ -131,6 +131,48 @@ struct SelectiveScanParams {
 };
 inline constexpr int32_t kMaxStateSize = 256;
 
+// One decode step of a whole Mamba-1 layer: every row is the one token of its sequence.
+//   residual += W_out y, where   h       = RMSNorm(residual; norm_weight, norm_eps)
+//                                [x | z] = W_in h;  x = CausalConv1d(x)
+//                                [r|B|C] = W_x x;   has_norms: each of r, B, C by a weightless
+//                                RMSNorm y       = SelectiveScan(x, z, dt = W_dt r, B, C)
+// with the bits that RmsNorm, Linear, CausalConv1d and SelectiveScan give on the same backend.
+struct MambaDecodeParams {
+  float* residual;           // [num_rows, d_model] contiguous, updated
+  const float* norm_weight;  // [d_model]
+  float norm_eps;
+  const PackedMatrix* in_proj;   // [2 * d_inner, d_model]: x rows, then z rows
+  const float* in_proj_bias;     // [2 * d_inner]; may be null
+  const float* conv_weight;      // [d_conv, d_inner]
+  const float* conv_bias;        // [d_inner]; may be null
+  const PackedMatrix* x_proj;    // [dt_rank + 2 * d_state, d_inner]
+  bool has_norms;                // Falcon-Mamba
+  float mixer_norm_eps;          // of those
+  const PackedMatrix* dt_proj;   // [d_inner, dt_rank]
+  const float* a;                // a, dt_bias, d_skip: as SelectiveScanParams
+  const float* dt_bias;          // [d_inner]
+  const float* d_skip;           // [d_inner]
+  const PackedMatrix* out_proj;  // [d_model, d_inner]
+  const float* out_proj_bias;    // [d_model]; may be null
+  float* conv_states;            // as CausalConv1dParams::states
+  float* ssm_states;             // as SelectiveScanParams::states
+  int64_t slot_stride;           // in floats, of both
+  float* scratch;           // MambaDecodeScratchFloats per row, 64-byte aligned; contents undefined
+  const Segment* segments;  // [num_rows]: segment i is row i alone
+  int64_t num_rows;
+  int64_t d_model;
+  int64_t d_inner;
+  int64_t dt_rank;
+  int32_t d_state;
+  int32_t d_conv;
+};
+// More rows than these are never fused.
+inline constexpr int64_t kMaxDecodeRows = 16;
+constexpr int64_t MambaDecodeScratchFloats(int64_t d_inner, int64_t dt_rank, int64_t d_state) {
+  const auto padded = [](int64_t count) { return (count + 15) / 16 * 16; };
+  return padded(2 * d_inner) + padded(dt_rank + 2 * d_state) + padded(d_inner);
+}
+
 // out[i, :] = x[row_index[i], :].
 struct GatherRowsParams {
   const float* x;            // [*, channels] contiguous

@@ -116,9 +116,8 @@ class LanguageModel final : public Model {
   // All ops of a step whose inputs are on their way to the device.
   void Run(const StepShape& shape, std::byte* slots);
   void Embed(int64_t num_tokens);
-  // residual += x (when given); normed = RMSNorm(residual).
-  void AddAndNorm(const float* x, const DeviceMemory& weight, int64_t num_tokens);
-  void Head(const StepShape& shape);
+  // Logits of residual + pending (when given).
+  void Head(const float* pending, const StepShape& shape);
 
   const ModelConfig config_;
   const StateLayout layout_;
@@ -164,21 +163,18 @@ void LanguageModel::Embed(int64_t num_tokens) {
   backend_->EmbeddingGather(params);
 }
 
-void LanguageModel::AddAndNorm(const float* x, const DeviceMemory& weight, int64_t num_tokens) {
-  kernels::RmsNormParams params{};
-  params.x = x;
-  params.x_stride = config_.d_model;
-  params.residual = activations_.residual.f32();
-  params.weight = weight.f32();
-  params.out = activations_.normed.f32();
-  params.out_stride = config_.d_model;
-  params.eps = config_.norm_eps;
-  params.num_tokens = num_tokens;
-  params.channels = config_.d_model;
-  backend_->RmsNorm(params);
-}
-
-void LanguageModel::Head(const StepShape& shape) {
+void LanguageModel::Head(const float* pending, const StepShape& shape) {
+  kernels::RmsNormParams norm{};
+  norm.x = pending;
+  norm.x_stride = config_.d_model;
+  norm.residual = activations_.residual.f32();
+  norm.weight = weights_.final_norm.f32();
+  norm.out = activations_.normed.f32();
+  norm.out_stride = config_.d_model;
+  norm.eps = config_.norm_eps;
+  norm.num_tokens = shape.num_tokens;
+  norm.channels = config_.d_model;
+  backend_->RmsNorm(norm);
   const float* x = activations_.normed.f32();
   if (shape.num_logit_rows != shape.num_tokens) {
     kernels::GatherRowsParams gather{};
@@ -204,9 +200,12 @@ void LanguageModel::Run(const StepShape& shape, std::byte* slots) {
   Embed(shape.num_tokens);
   const float* pending = nullptr;  // the previous mixer's output, not yet in the residual
   for (const Layer& layer : weights_.layers) {
-    AddAndNorm(pending, layer.norm_weight, shape.num_tokens);
     MixerStep step{};
-    step.x = activations_.normed.f32();
+    step.residual = activations_.residual.f32();
+    step.pending = pending;
+    step.norm_weight = layer.norm_weight.f32();
+    step.norm_eps = config_.norm_eps;
+    step.normed = activations_.normed.f32();
     step.out = activations_.mixed.f32();
     step.scratch = activations_.scratch.f32();
     step.num_tokens = shape.num_tokens;
@@ -214,12 +213,9 @@ void LanguageModel::Run(const StepShape& shape, std::byte* slots) {
     step.num_segments = shape.num_segments;
     step.slots = slots;
     step.slot_bytes = layout_.slot_bytes;
-    layer.mixer->Forward(step);
-    pending = step.out;
+    pending = layer.mixer->Forward(step);
   }
-  if (shape.num_logit_rows == 0) return;
-  AddAndNorm(pending, weights_.final_norm, shape.num_tokens);
-  Head(shape);
+  if (shape.num_logit_rows > 0) Head(pending, shape);
 }
 
 bool LanguageModel::RunRecorded(const Batch& batch, std::byte* slots) {

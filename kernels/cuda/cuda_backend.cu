@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/causal_conv1d.cuh"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/decode.cuh"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/gather.cuh"
 #include "kernels/cuda/linear.cuh"
@@ -82,8 +83,10 @@ std::vector<PackedFragment> PackFragments(const std::vector<float>& w, int64_t r
 
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(int ordinal, cudaStream_t stream)
-      : device_("cuda:" + std::to_string(ordinal)), stream_(stream) {}
+  CudaBackend(int ordinal, cudaStream_t stream, const DecodeDevice& decode_device)
+      : device_("cuda:" + std::to_string(ordinal)),
+        stream_(stream),
+        decode_device_(decode_device) {}
   ~CudaBackend() override { CheckCuda(cudaStreamDestroy(stream_), "destroy stream"); }
   CudaBackend(const CudaBackend&) = delete;
   CudaBackend& operator=(const CudaBackend&) = delete;
@@ -165,6 +168,7 @@ class CudaBackend final : public Backend {
   void GatherRows(const GatherRowsParams& params) override {
     if (params.num_rows > 0) LaunchGatherRows(params, stream_);
   }
+  bool MambaDecode(const MambaDecodeParams& params) override;
 
  private:
   void Copy(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind) {
@@ -173,6 +177,7 @@ class CudaBackend final : public Backend {
 
   std::string device_;
   cudaStream_t stream_;
+  const DecodeDevice decode_device_;
 };
 
 std::unique_ptr<PackedMatrix> CudaBackend::Pack(const void* w, DType from, int64_t rows,
@@ -217,6 +222,30 @@ void CudaBackend::Linear(const LinearParams& params) {
   }
 }
 
+bool CudaBackend::MambaDecode(const MambaDecodeParams& params) {
+  const auto data = [](const PackedMatrix* weight) {
+    return weight->dtype() == DType::kBF16 ? static_cast<const CudaPackedMatrix&>(*weight).data()
+                                           : nullptr;
+  };
+  const DecodeWeights weights = {data(params.in_proj), data(params.x_proj), data(params.dt_proj),
+                                 data(params.out_proj)};
+  if (!weights.in_proj || !weights.x_proj || !weights.dt_proj || !weights.out_proj) return false;
+  return LaunchMambaDecode(params, weights, decode_device_, stream_);
+}
+
+DecodeDevice QueryDevice(int ordinal) {
+  const auto attribute = [ordinal](cudaDeviceAttr name) {
+    int value = 0;
+    CheckCuda(cudaDeviceGetAttribute(&value, name, ordinal), "query device");
+    return value;
+  };
+  constexpr int kOverlapMajor = 9;  // sm_90
+  return {attribute(cudaDevAttrMultiProcessorCount),
+          static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)),
+          static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor)),
+          attribute(cudaDevAttrComputeCapabilityMajor) >= kOverlapMajor};
+}
+
 }  // namespace
 
 std::unique_ptr<Backend> CreateCudaBackend(int ordinal, std::string* error) {
@@ -238,7 +267,7 @@ std::unique_ptr<Backend> CreateCudaBackend(int ordinal, std::string* error) {
     *error = device + ": " + cudaGetErrorString(made);
     return nullptr;
   }
-  return std::make_unique<CudaBackend>(ordinal, stream);
+  return std::make_unique<CudaBackend>(ordinal, stream, QueryDevice(ordinal));
 }
 
 }  // namespace vivarium::kernels::cuda

@@ -66,7 +66,7 @@ struct MmaA {
 struct MmaB {
   uint32_t pairs[2];
 };
-struct MmaC {
+struct alignas(16) MmaC {
   float values[4];
 };
 

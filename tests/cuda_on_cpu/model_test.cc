@@ -6,8 +6,10 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
+#include "tests/cuda_on_cpu/cuda_on_cpu.h"
 #include "tests/support/model_harness.h"
 
 namespace vivarium {
@@ -59,6 +61,26 @@ TEST(CudaModel, F32WeightsAgreeWithTheCpu) {
 
 TEST(CudaModel, BF16WeightsAgreeWithTheCpu) {
   CheckModel("tiny-mamba-bf16", WeightFormat::kBF16, kBF16Tolerance);
+}
+
+// A decode step is four kernels a layer, and the gather, the last norm and the head; f32 weights
+// take the ops one by one.
+TEST(CudaModel, DecodeIsFused) {
+  constexpr int kFused = 4, kUnfused = 7, kOthers = 3;
+  for (const auto& [name, weights, per_layer] :
+       {std::tuple{"tiny-mamba-bf16", WeightFormat::kBF16, kFused},
+        std::tuple{"tiny-mamba", WeightFormat::kF32, kUnfused}}) {
+    const auto cuda = Load(name, {.weights = weights, .device = "cuda:0"});
+    ASSERT_TRUE(cuda);
+    const auto num_layers = static_cast<int>(cuda->model().config().layers.size());
+    const std::vector<int32_t> tokens = Tokens();
+    for (int i = 0; i < 2; ++i) {  // recorded, then replayed
+      cuda_on_cpu::TakeLaunchCounts();
+      cuda->Feed(std::span(tokens).first(1), 0, 1);
+      EXPECT_EQ(cuda_on_cpu::TakeLaunchCounts().size(),
+                static_cast<size_t>(per_layer * num_layers + kOthers));
+    }
+  }
 }
 
 // Three streams of one step, in a recording for four rows, then two in one for two: each has the

@@ -1,5 +1,6 @@
 #include "engine/model/mixers/mamba.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <string>
@@ -53,15 +54,19 @@ class MambaMixer final : public Mixer {
         weights_(std::move(weights)) {}
 
   int64_t scratch_floats_per_token() const override {
-    return xz_stride() + dbl_stride() + dt_stride();
+    return std::max(xz_stride() + dbl_stride() + dt_stride(),
+                    kernels::MambaDecodeScratchFloats(d_inner_, dt_rank_, d_state_));
   }
-  void Forward(const MixerStep& step) override;
+  const float* Forward(const MixerStep& step) override;
 
  private:
   int64_t xz_stride() const { return RoundUp(2 * d_inner_, kRowFloats); }
   int64_t dbl_stride() const { return RoundUp(dt_rank_ + 2 * d_state_, kRowFloats); }
   int64_t dt_stride() const { return RoundUp(d_inner_, kRowFloats); }
 
+  // The whole step as one op; false, with nothing done, where that doesn't serve.
+  bool Decode(const MixerStep& step);
+  void AddAndNorm(const MixerStep& step);
   void Project(const kernels::PackedMatrix& weight, const DeviceMemory* bias, const float* x,
                int64_t x_stride, float* out, int64_t out_stride, int64_t num_tokens);
   void Convolve(const MixerStep& step, float* xz);
@@ -148,14 +153,68 @@ void MambaMixer::Scan(const MixerStep& step, float* xz, const float* dbl, const 
   backend_->SelectiveScan(params);
 }
 
-void MambaMixer::Forward(const MixerStep& step) {
+void MambaMixer::AddAndNorm(const MixerStep& step) {
+  const int64_t d_model = weights_.in_proj->cols();
+  kernels::RmsNormParams params{};
+  params.x = step.pending;
+  params.x_stride = d_model;
+  params.residual = step.residual;
+  params.weight = step.norm_weight;
+  params.out = step.normed;
+  params.out_stride = d_model;
+  params.eps = step.norm_eps;
+  params.num_tokens = step.num_tokens;
+  params.channels = d_model;
+  backend_->RmsNorm(params);
+}
+
+bool MambaMixer::Decode(const MixerStep& step) {
+  if (step.pending != nullptr || step.num_segments != step.num_tokens ||
+      step.num_tokens > kernels::kMaxDecodeRows) {
+    return false;
+  }
+  kernels::MambaDecodeParams params{};
+  params.residual = step.residual;
+  params.norm_weight = step.norm_weight;
+  params.norm_eps = step.norm_eps;
+  params.in_proj = weights_.in_proj.get();
+  params.in_proj_bias = weights_.in_proj_bias.f32();
+  params.conv_weight = weights_.conv_weight.f32();
+  params.conv_bias = weights_.conv_bias.f32();
+  params.x_proj = weights_.x_proj.get();
+  params.has_norms = has_norms_;
+  params.mixer_norm_eps = norm_eps_;
+  params.dt_proj = weights_.dt_proj.get();
+  params.a = weights_.a.f32();
+  params.dt_bias = weights_.dt_bias.f32();
+  params.d_skip = weights_.d_skip.f32();
+  params.out_proj = weights_.out_proj.get();
+  params.out_proj_bias = weights_.out_proj_bias.f32();
+  params.conv_states = reinterpret_cast<float*>(step.slots + conv_offset_bytes_);
+  params.ssm_states = reinterpret_cast<float*>(step.slots + ssm_offset_bytes_);
+  params.slot_stride = static_cast<int64_t>(step.slot_bytes / sizeof(float));
+  params.scratch = step.scratch;
+  params.segments = step.segments;
+  params.num_rows = step.num_tokens;
+  params.d_model = weights_.in_proj->cols();
+  params.d_inner = d_inner_;
+  params.dt_rank = dt_rank_;
+  params.d_state = static_cast<int32_t>(d_state_);
+  params.d_conv = static_cast<int32_t>(d_conv_);
+  return backend_->MambaDecode(params);
+}
+
+const float* MambaMixer::Forward(const MixerStep& step) {
+  if (Decode(step)) return nullptr;
   const int64_t num_tokens = step.num_tokens;
   float* xz = step.scratch;  // x becomes the convolution's output, then y, in place
   float* dbl = xz + num_tokens * xz_stride();
   float* dt = dbl + num_tokens * dbl_stride();
   const int64_t d_model = weights_.in_proj->cols();
 
-  Project(*weights_.in_proj, &weights_.in_proj_bias, step.x, d_model, xz, xz_stride(), num_tokens);
+  AddAndNorm(step);
+  Project(*weights_.in_proj, &weights_.in_proj_bias, step.normed, d_model, xz, xz_stride(),
+          num_tokens);
   Convolve(step, xz);
   Project(*weights_.x_proj, nullptr, xz, xz_stride(), dbl, dbl_stride(), num_tokens);
   if (has_norms_) {
@@ -167,6 +226,7 @@ void MambaMixer::Forward(const MixerStep& step) {
   Scan(step, xz, dbl, dt);
   Project(*weights_.out_proj, &weights_.out_proj_bias, xz, xz_stride(), step.out, d_model,
           num_tokens);
+  return step.out;
 }
 
 // Assigns to `target` what a WeightReader returned, unless `status` holds an error already.

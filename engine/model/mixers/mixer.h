@@ -9,10 +9,15 @@
 
 namespace vivarium::engine {
 
-// One step of one layer. All pointers are device memory.
+// One step of one layer: residual += pending, then residual += Mixer(RMSNorm(residual)). All
+// pointers are device memory.
 struct MixerStep {
-  const float* x;  // [num_tokens, d_model]: normalised input
-  float* out;      // [num_tokens, d_model]: receives the mixer's output
+  float* residual;           // [num_tokens, d_model]
+  const float* pending;      // [num_tokens, d_model]; null: nothing
+  const float* norm_weight;  // [d_model]
+  float norm_eps;
+  float* normed;   // [num_tokens, d_model], for the normalised residual
+  float* out;      // [num_tokens, d_model], for the mixer's output; may be pending
   float* scratch;  // Mixer::scratch_floats_per_token() * num_tokens floats, 64-byte aligned
   int64_t num_tokens;
   const kernels::Segment* segments;  // [num_segments]
@@ -27,7 +32,8 @@ class Mixer {
   virtual ~Mixer() = default;
   // The same for every step; layers run one after the other and share one scratch.
   virtual int64_t scratch_floats_per_token() const = 0;
-  virtual void Forward(const MixerStep& step) = 0;
+  // Returns what is still to be added to the residual: step.out, or null for nothing.
+  virtual const float* Forward(const MixerStep& step) = 0;
 };
 
 }  // namespace vivarium::engine
