@@ -173,6 +173,17 @@ constexpr int64_t MambaDecodeScratchFloats(int64_t d_inner, int64_t dt_rank, int
   return padded(2 * d_inner) + padded(dt_rank + 2 * d_state) + padded(d_inner);
 }
 
+// out = W RMSNorm(x), with the bits that RmsNorm and Linear give on the same backend.
+struct NormLinearParams {
+  const float* x;            // [num_rows, weight->cols()] contiguous
+  const float* norm_weight;  // [weight->cols()]
+  float norm_eps;
+  const PackedMatrix* weight;  // [rows, cols]
+  float* out;                  // [num_rows, weight->rows()] stride out_stride; not x
+  int64_t out_stride;
+  int64_t num_rows;
+};
+
 // out[i, :] = x[row_index[i], :].
 struct GatherRowsParams {
   const float* x;            // [*, channels] contiguous

@@ -164,6 +164,17 @@ void LanguageModel::Embed(int64_t num_tokens) {
 }
 
 void LanguageModel::Head(const float* pending, const StepShape& shape) {
+  if (pending == nullptr && shape.num_logit_rows == shape.num_tokens) {
+    kernels::NormLinearParams params{};
+    params.x = activations_.residual.f32();
+    params.norm_weight = weights_.final_norm.f32();
+    params.norm_eps = config_.norm_eps;
+    params.weight = weights_.lm_head.get();
+    params.out = activations_.logits.f32();
+    params.out_stride = config_.padded_vocab_size;
+    params.num_rows = shape.num_tokens;
+    if (backend_->NormLinear(params)) return;
+  }
   kernels::RmsNormParams norm{};
   norm.x = pending;
   norm.x_stride = config_.d_model;

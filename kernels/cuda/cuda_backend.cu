@@ -169,6 +169,7 @@ class CudaBackend final : public Backend {
     if (params.num_rows > 0) LaunchGatherRows(params, stream_);
   }
   bool MambaDecode(const MambaDecodeParams& params) override;
+  bool NormLinear(const NormLinearParams& params) override;
 
  private:
   void Copy(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind) {
@@ -222,15 +223,22 @@ void CudaBackend::Linear(const LinearParams& params) {
   }
 }
 
+// Null for weights that the fused kernels don't read.
+const void* FusedWeight(const PackedMatrix* weight) {
+  return weight->dtype() == DType::kBF16 ? static_cast<const CudaPackedMatrix&>(*weight).data()
+                                         : nullptr;
+}
+
 bool CudaBackend::MambaDecode(const MambaDecodeParams& params) {
-  const auto data = [](const PackedMatrix* weight) {
-    return weight->dtype() == DType::kBF16 ? static_cast<const CudaPackedMatrix&>(*weight).data()
-                                           : nullptr;
-  };
-  const DecodeWeights weights = {data(params.in_proj), data(params.x_proj), data(params.dt_proj),
-                                 data(params.out_proj)};
-  if (!weights.in_proj || !weights.x_proj || !weights.dt_proj || !weights.out_proj) return false;
-  return LaunchMambaDecode(params, weights, decode_device_, stream_);
+  const DecodeWeights weights = {FusedWeight(params.in_proj), FusedWeight(params.x_proj),
+                                 FusedWeight(params.dt_proj), FusedWeight(params.out_proj)};
+  return weights.in_proj && weights.x_proj && weights.dt_proj && weights.out_proj &&
+         LaunchMambaDecode(params, weights, decode_device_, stream_);
+}
+
+bool CudaBackend::NormLinear(const NormLinearParams& params) {
+  const void* weight = FusedWeight(params.weight);
+  return weight && LaunchNormLinear(params, weight, decode_device_, stream_);
 }
 
 DecodeDevice QueryDevice(int ordinal) {

@@ -7,6 +7,8 @@
 //   DecodeStep     r, B, C -> norms -> dt_proj -> softplus, scan, gate -> y
 //   DecodeProject  y -> out_proj -> residual
 //
+// NormLinear is the first of them without a convolution.
+//
 // DecodeIn lets the next kernel start only after its own wait; so when one of the others starts,
 // whatever was launched before the step is complete, and it may read states and segments before its
 // wait. The first kernel after another op waits for that op as a whole.
@@ -14,6 +16,7 @@
 
 #include <algorithm>
 
+#include "kernels/backend.h"
 #include "kernels/cuda/decode_in.cuh"
 #include "kernels/cuda/decode_project.cuh"
 #include "kernels/cuda/decode_step.cuh"
@@ -35,6 +38,26 @@ struct DecodeWeights {
   const void* out_proj;
 };
 
+// Blocks for a matrix of `rows`: all at once on the device, and no more than two on a
+// multiprocessor, since each has enough in flight and must stage all activations for itself.
+inline dim3 StreamGrid(const DecodeDevice& device, int64_t rows, size_t shared_bytes) {
+  constexpr size_t kReservedBytes = 1024;  // of each block
+  constexpr size_t kMaxBlocks = 2;
+  const size_t blocks = std::clamp<size_t>(
+      device.shared_bytes_per_multiprocessor / (shared_bytes + kReservedBytes), 1, kMaxBlocks);
+  return dim3(
+      static_cast<unsigned>(std::min((rows + kRowTile - 1) / kRowTile,
+                                     static_cast<int64_t>(blocks) * device.num_multiprocessors)));
+}
+
+template <int kTokenTiles, int kWidth>
+void LaunchDecodeIn(const DecodeInParams& in, const DecodeDevice& device, cudaStream_t stream) {
+  const size_t shared_bytes = DecodeInShared<kTokenTiles>(in.num_rows, in.cols);
+  LaunchDependent(device.overlaps_launches, DecodeInKernel<kTokenTiles, kWidth>,
+                  StreamGrid(device, in.rows, shared_bytes), dim3(kDecodeThreads), shared_bytes,
+                  stream, in);
+}
+
 template <int kTokenTiles>
 class DecodeLaunches {
  public:
@@ -55,17 +78,6 @@ class DecodeLaunches {
   static int64_t RoundUp(int64_t count) {
     return (count + kChannelTile - 1) / kChannelTile * kChannelTile;
   }
-  // Blocks for a matrix of `rows`: all at once on the device, and no more than two on a
-  // multiprocessor, since each has enough in flight and must stage all activations for itself.
-  dim3 StreamGrid(int64_t rows, size_t shared_bytes) const {
-    constexpr size_t kReservedBytes = 1024;  // of each block
-    constexpr size_t kMaxBlocks = 2;
-    const size_t blocks = std::clamp<size_t>(
-        device_.shared_bytes_per_multiprocessor / (shared_bytes + kReservedBytes), 1, kMaxBlocks);
-    return dim3(static_cast<unsigned>(
-        std::min((rows + kRowTile - 1) / kRowTile,
-                 static_cast<int64_t>(blocks) * device_.num_multiprocessors)));
-  }
   template <int kWidth = kMinDecodeConvWidth>
   void LaunchIn(const DecodeInParams& in, cudaStream_t stream) const;
   void LaunchProject(const DecodeProjectParams& project, cudaStream_t stream) const;
@@ -85,16 +97,15 @@ void DecodeLaunches<kTokenTiles>::LaunchIn(const DecodeInParams& in, cudaStream_
     if constexpr (kWidth < kMaxDecodeConvWidth) LaunchIn<kWidth + 1>(in, stream);
     return;
   }
-  LaunchDependent(device_.overlaps_launches, DecodeInKernel<kTokenTiles, kWidth>,
-                  StreamGrid(in.rows, in_shared_), dim3(kDecodeThreads), in_shared_, stream, in);
+  LaunchDecodeIn<kTokenTiles, kWidth>(in, device_, stream);
 }
 
 template <int kTokenTiles>
 void DecodeLaunches<kTokenTiles>::LaunchProject(const DecodeProjectParams& project,
                                                 cudaStream_t stream) const {
   LaunchDependent(device_.overlaps_launches, DecodeProjectKernel<kTokenTiles>,
-                  StreamGrid(project.rows, project_shared_), dim3(kDecodeThreads), project_shared_,
-                  stream, project);
+                  StreamGrid(device_, project.rows, project_shared_), dim3(kDecodeThreads),
+                  project_shared_, stream, project);
 }
 
 template <int kTokenTiles>
@@ -191,6 +202,33 @@ inline bool LaunchMambaDecode(const MambaDecodeParams& params, const DecodeWeigh
   };
   return params.num_rows <= kTokenTile ? launch(DecodeLaunches<1>(params, device))
                                        : launch(DecodeLaunches<2>(params, device));
+}
+
+// As LaunchMambaDecode.
+inline bool LaunchNormLinear(const NormLinearParams& params, const void* weight,
+                             const DecodeDevice& device, cudaStream_t stream) {
+  DecodeInParams in{};
+  in.residual = params.x;
+  in.norm_weight = params.norm_weight;
+  in.norm_eps = params.norm_eps;
+  in.weight = weight;
+  in.conv.out = params.out;
+  in.conv.out_stride = params.out_stride;
+  in.rows = params.weight->rows();
+  in.cols = params.weight->cols();
+  in.num_rows = static_cast<int>(params.num_rows);
+  const bool few = params.num_rows <= kTokenTile;
+  if (params.num_rows > kMaxDecodeRows || in.cols % 2 != 0 ||
+      (few ? DecodeInShared<1>(in.num_rows, in.cols) : DecodeInShared<2>(in.num_rows, in.cols)) >
+          device.shared_bytes_per_block) {
+    return false;
+  }
+  if (few) {
+    LaunchDecodeIn<1, kMinDecodeConvWidth>(in, device, stream);
+  } else {
+    LaunchDecodeIn<2, kMinDecodeConvWidth>(in, device, stream);
+  }
+  return true;
 }
 
 }  // namespace vivarium::kernels::cuda

@@ -1,4 +1,5 @@
-// The first kernel of a fused decode step: RMSNorm of the residual, in_proj, convolution.
+// The first kernel of a fused decode step: RMSNorm of the residual, in_proj, convolution. Without a
+// convolution it is NormLinear.
 //
 // Every block normalises all rows for itself, into shared memory as bf16, while its first weights
 // are on their way; then it streams its row tiles. An x row's output meets the convolution's window
@@ -20,7 +21,8 @@ struct DecodeInParams {
   float norm_eps;
   const void* weight;       // packed [rows, cols]: x rows, then z rows
   const float* bias;        // [rows] or null
-  CausalConv1dParams conv;  // its out receives all rows: x rows as convolved, then z rows
+  CausalConv1dParams conv;  // its out receives all rows: x rows as convolved, then z rows. channels
+                            // 0: no x rows
   uint16_t* x_bf16;         // [num_rows, channels]: x as convolved
   int64_t x_bf16_stride;
   int64_t rows;
@@ -123,8 +125,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) DecodeInKernel(DecodeInPara
   StageNormalized(params, warp_sums, scales, x);
 
   const int row = static_cast<int>(threadIdx.x) / kRowTile;
-  const int64_t slot_of = row < params.num_rows ? row : 0;
-  const Segment segment = params.conv.segments[slot_of];
+  const bool has_segment = row < params.num_rows && params.conv.channels > 0;
+  const Segment segment = has_segment ? params.conv.segments[row] : Segment{};
   MmaC* partial = partials;
   for (int tile = static_cast<int>(blockIdx.x); tile < stream.row_tiles(); tile += gridDim.x) {
     const int64_t channel = static_cast<int64_t>(tile) * kRowTile + threadIdx.x % kRowTile;

@@ -65,18 +65,22 @@ class WeightStream {
   __device__ __forceinline__ int begin() const { return begin_; }
   __device__ __forceinline__ int end() const { return end_; }
 
-  // Fills the ring, and asks for what follows of the first tiles in the second-level cache.
+  // Fills the ring, and asks for what follows in the second-level cache.
   __device__ __forceinline__ void Start() {
 #pragma unroll
     for (int i = 0; i + 1 < kGroups; ++i) FillGroup();
-    constexpr int kLines = kWarpSize * sizeof(PackedFragment) / kCacheLineBytes;  // of a step
-    int first = (kGroups - 1) * kGroupSteps;
-    for (int tile = static_cast<int>(blockIdx.x), i = 0; tile < row_tiles_ && i < kPrefetchTiles;
-         tile += gridDim.x, ++i, first = 0) {
-      for (int step = begin_ + first + lane_ / kLines; step < end_; step += kWarpSize / kLines) {
-        const PackedFragment* line = fragments_ - lane_ + Offset(tile, step);
-        PrefetchL2(line + lane_ % kLines * (kCacheLineBytes / sizeof(PackedFragment)));
-      }
+    const int segment = end_ - begin_;
+    if (segment <= 0) return;
+    constexpr int kStepBytes = kWarpSize * sizeof(PackedFragment);
+    constexpr int kLines = kStepBytes / kCacheLineBytes;
+    const int num_steps =
+        kPrefetchBytes / (kStepBytes * kDecodeWarps) / static_cast<int>(gridDim.x);
+    const int first = (kGroups - 1) * kGroupSteps;
+    for (int i = first + lane_ / kLines; i < first + num_steps; i += kWarpSize / kLines) {
+      const int tile = static_cast<int>(blockIdx.x) + i / segment * static_cast<int>(gridDim.x);
+      if (tile >= row_tiles_) return;
+      const PackedFragment* line = fragments_ - lane_ + Offset(tile, begin_ + i % segment);
+      PrefetchL2(line + lane_ % kLines * (kCacheLineBytes / sizeof(PackedFragment)));
     }
   }
 
@@ -104,7 +108,8 @@ class WeightStream {
   }
 
  private:
-  static constexpr int kPrefetchTiles = 2;
+  // Of all blocks; a third of the cache of sm_90, whose halves may each hold a copy.
+  static constexpr int kPrefetchBytes = 16 << 20;
 
   __device__ __forceinline__ int64_t Offset(int tile, int step) const {
     return (static_cast<int64_t>(tile) * steps_ + step) * kWarpSize;

@@ -37,15 +37,27 @@ __device__ __forceinline__ float BF16BitsToFloat(uint16_t bits) {
 
 // Round to nearest even; NaN stays NaN.
 __device__ __forceinline__ uint16_t FloatToBF16Bits(float value) {
+#if defined(__CUDACC__)
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+#else
   const uint32_t bits = __float_as_uint(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+#endif
 }
 
 // Two neighbours in K, the lower one in the lower half.
 __device__ __forceinline__ uint32_t PackBF16(float low, float high) {
+#if defined(__CUDACC__)
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
   return static_cast<uint32_t>(FloatToBF16Bits(low)) | static_cast<uint32_t>(FloatToBF16Bits(high))
                                                            << 16;
+#endif
 }
 
 // ------ warp collectives
@@ -141,6 +153,9 @@ void LaunchDependent(bool overlap, void (*kernel)(Parameters...), dim3 grid, dim
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(shared_bytes));
   }
+  // Kernels that want the first-level cache split in different ways never share a multiprocessor.
+  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                       cudaSharedmemCarveoutMaxShared);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;

@@ -136,6 +136,31 @@ TEST_P(MambaDecodeTest, RefusesWhatIsNotFused) {
   expect_refused({32, 8192, 2, 1, 4}, kMaxDecodeRows);  // activations that a block can't hold
 }
 
+TEST_P(MambaDecodeTest, NormLinearHasTheOpsBits) {
+  const std::unique_ptr<Backend> backend = MakeBackend();
+  for (const int64_t rows : {1, 15, 16, 33, 200}) {
+    for (const int64_t num_rows : {1, 7, 8, 9, 16}) {
+      const int64_t cols = 2 * rows + 6;
+      RandomValues random(31);
+      std::vector<float> w(static_cast<size_t>(rows * cols));
+      random.Fill(w.data(), rows * cols);
+      GuardedArray x(num_rows * cols), norm_weight(cols), normed(num_rows * cols);
+      random.Fill(x.data(), x.size());
+      random.Fill(norm_weight.data(), cols);
+      const auto packed = backend->Pack(w.data(), DType::kF32, rows, cols, DType::kBF16);
+      const int64_t stride = rows + 3;
+      GuardedArray fused(num_rows * stride), ops(num_rows * stride);
+      ASSERT_TRUE(backend->NormLinear(
+          {x.data(), norm_weight.data(), 1e-5f, packed.get(), fused.data(), stride, num_rows}));
+      backend->RmsNorm({x.data(), cols, nullptr, norm_weight.data(), normed.data(), cols, 1e-5f,
+                        num_rows, cols});
+      backend->Linear({normed.data(), cols, packed.get(), nullptr, ops.data(), stride, num_rows});
+      backend->Synchronize();
+      EXPECT_TRUE(SameBits(fused.data(), ops.data(), ops.size())) << rows << " x " << num_rows;
+    }
+  }
+}
+
 std::vector<float> RoundedBF16(const std::vector<double>& values) {
   std::vector<float> rounded;
   for (const double v : values) rounded.push_back(BF16ToF32(F32ToBF16(static_cast<float>(v))));
