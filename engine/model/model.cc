@@ -36,6 +36,7 @@ struct StepShape {
   int64_t num_tokens;
   int64_t num_segments;
   int64_t num_logit_rows;
+  bool is_decode;  // every segment is one token, from a slot
 };
 
 // A step of one-token segments, all with logits, recorded for a number of rows.
@@ -49,6 +50,13 @@ struct RecordedStep {
 constexpr int64_t kMaxRecordedRows = 256;
 constexpr int64_t kRecordedRowsStep = 16;
 constexpr size_t kNumRecordedSteps = 4 + kMaxRecordedRows / kRecordedRowsStep;
+
+bool IsDecode(const Batch& batch) {
+  return std::all_of(batch.segments.begin(), batch.segments.end(),
+                     [](const kernels::Segment& segment) {
+                       return segment.num_tokens == 1 && segment.read_slot >= kernels::kPadSlot;
+                     });
+}
 
 size_t RecordedIndex(int64_t num_rows) {
   if (num_rows > kRecordedRowsStep / 2) {
@@ -222,6 +230,7 @@ void LanguageModel::Run(const StepShape& shape, std::byte* slots) {
     step.num_tokens = shape.num_tokens;
     step.segments = activations_.inputs.segments();
     step.num_segments = shape.num_segments;
+    step.is_decode = shape.is_decode;
     step.slots = slots;
     step.slot_bytes = layout_.slot_bytes;
     pending = layer.mixer->Forward(step);
@@ -231,7 +240,7 @@ void LanguageModel::Run(const StepShape& shape, std::byte* slots) {
 
 bool LanguageModel::RunRecorded(const Batch& batch, std::byte* slots) {
   const auto num_rows = static_cast<int64_t>(batch.token_ids.size());
-  if (num_rows > kMaxRecordedRows || batch.segments.size() != batch.token_ids.size() ||
+  if (num_rows > kMaxRecordedRows || !IsDecode(batch) ||
       batch.logit_rows.size() != batch.token_ids.size()) {
     return false;
   }
@@ -242,7 +251,7 @@ bool LanguageModel::RunRecorded(const Batch& batch, std::byte* slots) {
   if (step.recording == nullptr || step.slots != slots) {
     if (!backend_->BeginRecording()) return false;
     activations_.inputs.SetPadded(padded_rows);
-    Run({padded_rows, padded_rows, padded_rows}, slots);
+    Run({padded_rows, padded_rows, padded_rows, /*is_decode=*/true}, slots);
     step = {backend_->EndRecording(), slots};
     if (step.recording == nullptr) return false;
   }
@@ -257,7 +266,8 @@ const float* LanguageModel::Forward(const Batch& batch, std::byte* slots) {
     activations_.inputs.Send(batch);
     Run({.num_tokens = static_cast<int64_t>(batch.token_ids.size()),
          .num_segments = static_cast<int64_t>(batch.segments.size()),
-         .num_logit_rows = static_cast<int64_t>(batch.logit_rows.size())},
+         .num_logit_rows = static_cast<int64_t>(batch.logit_rows.size()),
+         .is_decode = IsDecode(batch)},
         slots);
   }
   backend_->Synchronize();

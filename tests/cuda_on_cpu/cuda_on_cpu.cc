@@ -163,7 +163,12 @@ Machine& TheMachine() {
 void FiberMain() { TheMachine().running->Main(); }
 
 Grid::~Grid() {
-  if (!fibers_.empty()) machine_->spare_fibers.push_back(std::move(fibers_));
+  if (fibers_.empty()) return;
+  for (Fiber& fiber : fibers_) {
+    if (!fiber.done)
+      fiber.stack = nullptr;  // given up: frames, and their redzones, are still there
+  }
+  machine_->spare_fibers.push_back(std::move(fibers_));
 }
 
 void Grid::Main() {
@@ -308,7 +313,7 @@ bool Grid::Advance() {
       if (triggered_) machine_->StartDependent(this);
     }
     if (num_live_ == 0 || ReleaseMeetings() || waits) continue;
-    // Abandons the block's fibers where they are: their stacks are reused.
+    // Gives up the block's fibers where they are.
     if (!AnyWaitsForGrid() || released_) ReportDeadlock();
     return false;
   }

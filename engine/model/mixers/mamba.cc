@@ -169,8 +169,7 @@ void MambaMixer::AddAndNorm(const MixerStep& step) {
 }
 
 bool MambaMixer::Decode(const MixerStep& step) {
-  if (step.pending != nullptr || step.num_segments != step.num_tokens ||
-      step.num_tokens > kernels::kMaxDecodeRows) {
+  if (step.pending != nullptr || !step.is_decode || step.num_tokens > kernels::kMaxDecodeRows) {
     return false;
   }
   kernels::MambaDecodeParams params{};

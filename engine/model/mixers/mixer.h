@@ -22,6 +22,7 @@ struct MixerStep {
   int64_t num_tokens;
   const kernels::Segment* segments;  // [num_segments]
   int64_t num_segments;
+  bool is_decode;       // every segment is one token, from a slot: rows don't depend on each other
   std::byte* slots;     // slot 0 of the pool
   uint64_t slot_bytes;  // distance between slots
 };
