@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "tests/e2e/grpc_client.h"
+#include "tests/support/test_environment.h"
 
 namespace vivarium {
 namespace {
@@ -109,7 +110,7 @@ double MeasureBitsPerByte(GrpcClient* client, const std::string& path) {
 int Main(int argc, char** argv) {
   CLI::App app("How good the served model is: recall and bits per byte, through the server.");
   std::string server = "127.0.0.1:50051";
-  std::string data = std::string(VIVARIUM_SOURCE_DIR) + "/tests/data";
+  std::string data = test::RootDir() + "/tests/data";
   bool json = false;
   app.add_option("--server", server, "HOST:PORT of a server of the bundled model");
   app.add_option("--data", data, "the folder with recall/ and stories/");

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "engine/text/tokenizer.h"
+#include "tests/support/test_environment.h"
 
 namespace vivarium::bench {
 namespace {
@@ -193,7 +194,7 @@ bool ParseOptions(int argc, char** argv, Options* options) {
     }
   }
   if (options->dirs.empty()) {
-    const std::string root = VIVARIUM_SOURCE_DIR;
+    const std::string root = test::RootDir();
     options->dirs = {root + "/tests/data/tokenizer/gpt2", root + "/tests/data/tokenizer/neox",
                      root + "/models/vivarium-stories"};
   }

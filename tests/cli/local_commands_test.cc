@@ -15,6 +15,7 @@
 #include "tests/support/process.h"
 #include "tests/support/server_process.h"
 #include "tests/support/temp_dir.h"
+#include "tests/support/test_environment.h"
 
 namespace vivarium::test {
 namespace {
@@ -23,7 +24,7 @@ using ::testing::HasSubstr;
 using ::testing::StartsWith;
 using Json = nlohmann::json;
 
-constexpr char kGoldens[] = VIVARIUM_SOURCE_DIR "/tests/data/goldens/";
+const std::string kGoldens = RootDir() + "/tests/data/goldens/";
 
 ProcessResult Vivarium(std::vector<std::string> args, const ProcessOptions& options = {}) {
   args.insert(args.begin(), VivariumBinary());
@@ -118,7 +119,7 @@ TEST(CompleteTest, SaysWhatMayFollow) {
 }
 
 TEST(ManPageTest, NamesEveryCommand) {
-  const std::string page = ReadFile(VIVARIUM_SOURCE_DIR "/cli/vivarium.1");
+  const std::string page = ReadFile(RootDir() + "/cli/vivarium.1");
   for (const std::string& line :
        std::vector<std::string>(absl::StrSplit(Vivarium({"complete"}).out, '\n'))) {
     if (line.empty() || line.front() == '-') continue;
@@ -220,7 +221,7 @@ INSTANTIATE_TEST_SUITE_P(Models, LogitsTest,
 
 TEST(LogitsErrorTest, OutOfRangeAndMissing) {
   TempDir dir;
-  const std::string model = std::string(kGoldens) + "tiny-mamba";
+  const std::string model = kGoldens + "tiny-mamba";
   const ProcessResult range =
       Vivarium({"logits", "--model", model, "--tokens", "1,320", "--out", dir.File("l.npy")});
   EXPECT_EQ(range.exit_code, 2);
@@ -236,7 +237,7 @@ TEST(LogitsErrorTest, OutOfRangeAndMissing) {
 }
 
 TEST(ModelInspectTest, JsonAndText) {
-  const std::string model = std::string(kGoldens) + "tiny-mamba-bf16";
+  const std::string model = kGoldens + "tiny-mamba-bf16";
   const ProcessResult result = Vivarium({"model", "inspect", model, "--json", "--tensors"});
   ASSERT_EQ(result.exit_code, 0) << result.err;
   const Json json = Json::parse(result.out);

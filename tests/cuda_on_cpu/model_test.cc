@@ -11,6 +11,7 @@
 
 #include "tests/cuda_on_cpu/cuda_on_cpu.h"
 #include "tests/support/model_harness.h"
+#include "tests/support/test_environment.h"
 
 namespace vivarium {
 namespace {
@@ -24,8 +25,7 @@ constexpr float kBF16Tolerance = 8e-1f;  // activations are rounded to bf16, as 
 constexpr int kNumTokens = 19;
 
 std::unique_ptr<ModelHarness> Load(const std::string& name, const HarnessOptions& options) {
-  auto harness =
-      ModelHarness::Load(std::string(VIVARIUM_SOURCE_DIR) + "/tests/data/goldens/" + name, options);
+  auto harness = ModelHarness::Load(test::RootDir() + "/tests/data/goldens/" + name, options);
   EXPECT_TRUE(harness.ok()) << harness.status();
   return harness.ok() ? std::move(*harness) : nullptr;
 }

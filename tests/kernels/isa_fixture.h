@@ -3,10 +3,13 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
+#include "tests/kernels/staged_backend.h"
+#include "tests/support/test_environment.h"
 
 namespace vivarium::kernels {
 
@@ -31,14 +34,25 @@ inline std::unique_ptr<Backend> MakeBackendOf(const std::string&, int) {
   return backend;
 }
 #else
+// Against the CPU backend, or the device that VIVARIUM_TEST_DEVICE names, with operands staged.
 inline constexpr bool kEmulated = false;
 inline std::unique_ptr<Backend> MakeBackendOf(const std::string& isa, int num_threads) {
-  return MakeCpuBackend(isa, num_threads);
+  if (test::TestsRunOnCpu()) {
+    std::unique_ptr<Backend> backend = MakeCpuBackend(isa, num_threads);
+    const bool staged = test::EnvironmentOr("VIVARIUM_TEST_STAGED", "0") == "1";
+    return staged && backend != nullptr ? MakeStagedBackend(std::move(backend))
+                                        : std::move(backend);
+  }
+  std::string error;
+  std::unique_ptr<Backend> backend = Backend::Create(test::TestDevice(), {}, &error);
+  EXPECT_NE(backend, nullptr) << error;
+  return backend == nullptr ? nullptr : MakeStagedBackend(std::move(backend));
 }
 
 inline std::vector<std::string> AvailableIsas() {
+  if (!test::TestsRunOnCpu()) return test::TestIsas();
   std::vector<std::string> isas;
-  for (const char* isa : {"portable", "avx2", "avx512"}) {
+  for (const std::string& isa : test::TestIsas()) {
     std::string error;
     BackendOptions options;
     options.isa = isa;

@@ -227,7 +227,7 @@ TEST_P(InvariantsTest, StatesSurviveTheDetourThroughHuggingFacesForm) {
 
 std::vector<Case> Cases() {
   std::vector<Case> cases;
-  for (const char* isa : {"portable", "avx2", "avx512"}) {
+  for (const std::string& isa : test::TestIsas()) {
     for (const WeightFormat weights : {WeightFormat::kF32, WeightFormat::kBF16}) {
       for (const bool is_falcon : {false, true}) cases.push_back({isa, weights, is_falcon});
     }

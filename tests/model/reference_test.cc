@@ -87,7 +87,7 @@ TEST_P(ReferenceTest, LogitsAndStatesOnEveryPath) {
       scale = std::max(scale, std::fabs(logit));
     }
   }
-  for (const char* isa : {"portable", "avx2", "avx512"}) {
+  for (const std::string& isa : test::TestIsas()) {
     SCOPED_TRACE(isa);
     test::HarnessOptions options;
     options.isa = isa;

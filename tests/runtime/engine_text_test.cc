@@ -5,6 +5,7 @@
 #include "engine/text/text_stream.h"
 #include "engine/text/tokenizer.h"
 #include "tests/runtime/engine_fixture.h"
+#include "tests/support/test_environment.h"
 
 namespace vivarium::engine {
 namespace {
@@ -12,7 +13,7 @@ namespace {
 class EngineText : public ::testing::Test {
  protected:
   EngineText() {
-    auto loaded = Tokenizer::Load(std::string(VIVARIUM_SOURCE_DIR) + "/models/vivarium-stories");
+    auto loaded = Tokenizer::Load(test::RootDir() + "/models/vivarium-stories");
     EXPECT_TRUE(loaded.ok()) << loaded.status();
     tokenizer_ = *std::move(loaded);
     const int64_t num_ids = tokenizer_->vocab_size();

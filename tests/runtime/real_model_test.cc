@@ -9,12 +9,13 @@
 #include "tests/runtime/engine_harness.h"
 #include "tests/support/model_harness.h"
 #include "tests/support/temp_dir.h"
+#include "tests/support/test_environment.h"
 
 namespace vivarium::engine {
 namespace {
 
-const std::string kGoldens = std::string(VIVARIUM_SOURCE_DIR) + "/tests/data/goldens/";
-const std::string kBundled = std::string(VIVARIUM_SOURCE_DIR) + "/models/vivarium-stories";
+const std::string kGoldens = test::RootDir() + "/tests/data/goldens/";
+const std::string kBundled = test::RootDir() + "/models/vivarium-stories";
 
 // One engine over one model, made for one setting.
 class RealEngine {

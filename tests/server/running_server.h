@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "server/server.h"
+#include "tests/support/test_environment.h"
 #include "vivarium/v1/generation.grpc.pb.h"
 #include "vivarium/v1/server.grpc.pb.h"
 #include "vivarium/v1/sessions.grpc.pb.h"
@@ -15,12 +16,8 @@
 
 namespace vivarium::server {
 
-inline std::string TinyMamba() {
-  return std::string(VIVARIUM_SOURCE_DIR) + "/tests/data/goldens/tiny-mamba";
-}
-inline std::string StoriesModel() {
-  return std::string(VIVARIUM_SOURCE_DIR) + "/models/vivarium-stories";
-}
+inline std::string TinyMamba() { return test::RootDir() + "/tests/data/goldens/tiny-mamba"; }
+inline std::string StoriesModel() { return test::RootDir() + "/models/vivarium-stories"; }
 
 // Quiet, on ports of the system's choice, two threads, f32.
 ServerOptions TestOptions(const std::string& model_dir, const std::string& store_dir);

@@ -24,6 +24,7 @@
 #include "absl/strings/str_cat.h"
 #include "tests/statestore/kill_script.h"
 #include "tests/statestore/state_samples.h"
+#include "tests/support/test_environment.h"
 
 namespace vivarium::statestore {
 namespace {
@@ -82,12 +83,13 @@ std::string RunAndKill(const std::string& directory, uint64_t first_number, uint
   EXPECT_EQ(pipe2(ends, O_CLOEXEC), 0);
   const std::string number = std::to_string(first_number);
   const std::string seed_text = std::to_string(seed);
+  const std::string writer = (test::ProgramDir() / "kill_writer").string();
   const pid_t child = fork();
   if (child == 0) {
     // Only calls that are safe between fork and exec.
     dup2(ends[1], STDOUT_FILENO);
-    execl(VIVARIUM_KILL_WRITER, VIVARIUM_KILL_WRITER, directory.c_str(), number.c_str(),
-          seed_text.c_str(), static_cast<char*>(nullptr));
+    execl(writer.c_str(), writer.c_str(), directory.c_str(), number.c_str(), seed_text.c_str(),
+          static_cast<char*>(nullptr));
     _exit(127);
   }
   close(ends[1]);

@@ -14,13 +14,14 @@
 
 #include "tests/statestore/export_files.h"
 #include "tests/statestore/state_samples.h"
+#include "tests/support/test_environment.h"
 
 namespace vivarium::statestore {
 namespace {
 
 using ::testing::HasSubstr;
 
-constexpr char kGoldenV1[] = VIVARIUM_SOURCE_DIR "/tests/data/statestore/state_v1.vivstate";
+const std::string kGoldenV1 = test::RootDir() + "/tests/data/statestore/state_v1.vivstate";
 
 // The golden state: its every byte follows from these seeds, forever.
 SavedState GoldenState() {

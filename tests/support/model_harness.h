@@ -10,13 +10,14 @@
 #include "absl/status/statusor.h"
 #include "engine/model/model.h"
 #include "engine/model/state_view.h"
+#include "tests/support/test_environment.h"
 
 namespace vivarium::test {
 
 struct HarnessOptions {
   engine::WeightFormat weights = engine::WeightFormat::kF32;
   int num_threads = 1;
-  std::string device = "cpu";
+  std::string device = TestDevice();
   std::string isa{};  // "" = the best of this machine
   int32_t max_batch_tokens = 256;
   int32_t max_logit_rows = 256;

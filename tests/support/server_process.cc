@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "tests/support/test_environment.h"
 
 namespace vivarium::test {
 namespace {
@@ -15,9 +16,9 @@ constexpr size_t kLogTailBytes = 2000;
 
 }  // namespace
 
-std::string VivariumBinary() { return VIVARIUM_BINARY; }
+std::string VivariumBinary() { return (ProgramDir() / "vivarium").string(); }
 
-std::string BundledModelDir() { return VIVARIUM_SOURCE_DIR "/models/vivarium-stories"; }
+std::string BundledModelDir() { return RootDir() + "/models/vivarium-stories"; }
 
 absl::StatusOr<std::unique_ptr<ServerProcess>> ServerProcess::Start(
     const ServerProcessOptions& options) {
@@ -32,6 +33,8 @@ absl::Status ServerProcess::Launch() {
   std::vector<std::string> argv = {
       VivariumBinary(),   "serve",       "--model", options_.model_dir, "--listen", "127.0.0.1:0",
       "--metrics-listen", "127.0.0.1:0", "--store", options_.store_dir};
+  const std::vector<std::string> device_flags = TestServerFlags();
+  argv.insert(argv.end(), device_flags.begin(), device_flags.end());
   argv.insert(argv.end(), options_.args.begin(), options_.args.end());
   auto process = BackgroundProcess::Start(argv, dir_.File("log"));
   if (!process.ok()) return process.status();

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/test_environment.h"
 #include "tests/text/text_testing.h"
 
 namespace vivarium::engine {
@@ -76,7 +77,7 @@ TEST(ChatFormat, KnowsTemplates) {
 }
 
 TEST(ChatFormat, KnowsTheBundledModelsTemplate) {
-  const auto tokenizer = LoadOrDie(std::string(VIVARIUM_SOURCE_DIR) + "/models/vivarium-stories");
+  const auto tokenizer = LoadOrDie(test::RootDir() + "/models/vivarium-stories");
   const auto format = ChatFormat::ForTemplate(tokenizer->chat_template());
   ASSERT_TRUE(format.ok()) << format.status();
   const std::vector<ChatMessage> messages = {{"user", "My dog is called Biscuit."}};

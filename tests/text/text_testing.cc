@@ -12,6 +12,7 @@
 
 #include "engine/text/byte_level.h"
 #include "engine/text/utf8.h"
+#include "tests/support/test_environment.h"
 
 namespace vivarium::engine {
 namespace {
@@ -27,7 +28,7 @@ std::unique_ptr<Tokenizer> TakeOrDie(absl::StatusOr<std::unique_ptr<Tokenizer>> 
 }  // namespace
 
 std::string TokenizerDir(const std::string& name) {
-  return std::string(VIVARIUM_SOURCE_DIR) + "/tests/data/tokenizer/" + name;
+  return test::RootDir() + "/tests/data/tokenizer/" + name;
 }
 
 std::string ReadFileOrDie(const std::string& path) {
