@@ -21,6 +21,7 @@
 #include <cuda_on_cpu.h>
 #define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   ((void)(stream), ::cuda_on_cpu::Launch(grid, block, shared_bytes, [=] { kernel(__VA_ARGS__); }))
+// NOLINTNEXTLINE(bugprone-macro-parentheses): T is a type
 #define DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(::cuda_on_cpu::SharedMemory())
 #endif
 

@@ -43,6 +43,7 @@ struct Fiber {
   int num_async_waits = 0;
   int num_grid_waits = 0;
   uint64_t exchange = 0;
+  const void* gathered = nullptr;
   std::vector<PendingCopy> open_group;                   // since the last commit
   std::vector<std::vector<PendingCopy>> pending_groups;  // oldest first
 };
@@ -190,8 +191,8 @@ void Grid::PrepareFiber(int index) {
   fiber.open_group.clear();
   fiber.pending_groups.clear();
   // What switch_stack pops: six registers and the return address, below a fake caller's.
-  const auto top = reinterpret_cast<uintptr_t>(fiber.stack.get() + kStackBytes) & ~uintptr_t{15};
-  auto** stack = reinterpret_cast<void**>(top);
+  std::byte* const end = fiber.stack.get() + kStackBytes;
+  auto** stack = reinterpret_cast<void**>(end - reinterpret_cast<uintptr_t>(end) % 16);
   *--stack = nullptr;
   *--stack = reinterpret_cast<void*>(&FiberMain);
   for (int i_register = 0; i_register < 6; ++i_register) *--stack = nullptr;
@@ -443,8 +444,8 @@ dim3 GridDimension() { return TheMachine().running->grid(); }
 int LaneIndex() { return TheMachine().running->current() % kWarpSize; }
 
 unsigned char* SharedMemory() {
-  const auto address = reinterpret_cast<uintptr_t>(TheMachine().running->shared());
-  return reinterpret_cast<unsigned char*>((address + 15) & ~uintptr_t{15});
+  unsigned char* const memory = TheMachine().running->shared();
+  return memory + (16 - reinterpret_cast<uintptr_t>(memory) % 16) % 16;
 }
 
 void BlockBarrier(Site site) {
@@ -468,12 +469,12 @@ uint64_t WarpExchange(uint64_t value, int source_lane, Site site) {
 
 void WarpGather(const void* mine, size_t num_bytes, void* all, Site site) {
   Grid& grid = *TheMachine().running;
-  grid.fiber().exchange = reinterpret_cast<uintptr_t>(mine);
+  grid.fiber().gathered = mine;
   grid.Meet(Wait::kWarp, site);
   const int first = grid.current() / kWarpSize * kWarpSize;
   for (int lane = 0; lane < kWarpSize; ++lane) {
     std::memcpy(static_cast<std::byte*>(all) + lane * num_bytes,
-                reinterpret_cast<const void*>(grid.fibers()[first + lane].exchange), num_bytes);
+                grid.fibers()[first + lane].gathered, num_bytes);
   }
   grid.Meet(Wait::kWarp, site);
 }

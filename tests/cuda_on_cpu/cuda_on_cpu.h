@@ -29,6 +29,7 @@
 #include <string>
 #include <vector>
 
+// NOLINTBEGIN(bugprone-reserved-identifier): CUDA's names.
 #define __global__
 #define __device__
 #define __host__
@@ -36,6 +37,7 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
+// NOLINTEND(bugprone-reserved-identifier)
 
 struct dim3 {
   unsigned x, y, z;
@@ -130,6 +132,7 @@ int LaneIndex();
 
 #define CUDA_ON_CPU_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
+// NOLINTBEGIN(bugprone-reserved-identifier)
 inline void __syncthreads(CUDA_ON_CPU_SITE) { ::cuda_on_cpu::BlockBarrier({file, line}); }
 inline void __syncwarp(unsigned = ~0u, CUDA_ON_CPU_SITE) {
   ::cuda_on_cpu::WarpBarrier({file, line});
@@ -153,6 +156,7 @@ inline uint32_t __float_as_uint(float value) {
   std::memcpy(&bits, &value, sizeof(bits));
   return bits;
 }
+// NOLINTEND(bugprone-reserved-identifier)
 
 // ---- The runtime API: one device, whose memory is the heap. Every call is complete at its return,
 // but dependent launches.

@@ -96,8 +96,8 @@ class DecodeCase {
   }
   // 64-byte aligned.
   float* scratch() {
-    return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(scratch_.data()) + 63) &
-                                    ~uintptr_t{63});
+    const uintptr_t past = reinterpret_cast<uintptr_t>(scratch_.data()) % 64;
+    return scratch_.data() + (64 - past) % 64 / sizeof(float);
   }
 
   void PoisonScratch() { std::fill(scratch_.begin(), scratch_.end(), std::nanf("")); }
