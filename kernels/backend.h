@@ -1,9 +1,10 @@
 // Backend: a device that holds memory and runs ops. Start here, then ops.h for what each op
 // computes.
 //
-// Thread-safety: one thread (the engine's) calls a Backend; a Backend may use threads of its own
-// inside an op. Every op is complete, and its results visible, after Synchronize(); on the CPU each
-// op is complete when it returns.
+// Thread-safety: one thread at a time (the engine's) calls a Backend, and calls BindThread first if
+// it is not the one that made it; a Backend may use threads of its own inside an op. Every op is
+// complete, and its results visible, after Synchronize(); on the CPU each op is complete when it
+// returns.
 #pragma once
 
 #include <cstddef>
@@ -27,6 +28,15 @@ struct BackendOptions {
 };
 
 inline constexpr int kMaxThreads = 256;
+
+// A device's memory; zeros where it is not known.
+struct MemoryInfo {
+  uint64_t free_bytes = 0;
+  uint64_t total_bytes = 0;
+};
+
+// An asynchronous copy. Later copies have greater tickets, and are done later.
+using CopyTicket = uint64_t;
 
 // A weight matrix W [rows, cols] in the backend's own packed layout, made by Backend::Pack.
 // Owned by whoever holds it; must not outlive its Backend.
@@ -54,6 +64,8 @@ class Backend {
                                          std::string* error);
   virtual ~Backend() = default;
 
+  virtual void BindThread() {}
+
   virtual std::string_view device() const = 0;  // "cpu"
   virtual std::string_view isa() const = 0;     // "portable", "avx2", "avx512"
   virtual int num_threads() const = 0;
@@ -80,6 +92,30 @@ class Backend {
   virtual void CopyToDeviceAsync(void* device_dst, const void* host_src, size_t bytes) {
     CopyToDevice(device_dst, host_src, bytes);
   }
+
+  // Copies beside the ops, of whole states. A copy begins when what was called before it is
+  // complete; what is called after it does not wait for it. So, until it is done, nobody may write
+  // the source or use the destination. Host memory may be of any kind. On the CPU, done on return.
+  virtual CopyTicket StartCopyToHost(void* host_dst, const void* device_src, size_t bytes) {
+    CopyToHost(host_dst, device_src, bytes);
+    return 0;
+  }
+  virtual CopyTicket StartCopyToDevice(void* device_dst, const void* host_src, size_t bytes) {
+    CopyToDevice(device_dst, host_src, bytes);
+    return 0;
+  }
+  // Never blocks.
+  virtual bool IsCopyDone(CopyTicket) { return true; }
+  virtual void WaitForCopy(CopyTicket) {}
+  // Whether copies may still be under way when StartCopy... returns.
+  virtual bool copies_overlap() const { return false; }
+
+  // The device's; of the CPU what this process may still take.
+  virtual MemoryInfo Memory() const { return {}; }
+  // "" while the device works; else its first failure, for good: from then on ops do nothing, what
+  // is in memory is worth nothing, and every copy counts as done. Thread-safe. Whoever uses results
+  // asks after they are complete. Running out of memory is no fault.
+  virtual std::string fault() const { return {}; }
 
   // Recording and replay of a step (CUDA graphs): between BeginRecording and EndRecording ops are
   // taken down, with their params as they are then, and not run; nothing but ops may be called.

@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "kernels/backend.h"
+#include "kernels/cpu/host_memory.h"
 #include "kernels/cpu/op_table.h"
 #include "kernels/cpu/thread_pool.h"
 
@@ -41,6 +42,7 @@ class CpuBackend final : public Backend {
   void CopyOnDevice(void* device_dst, const void* device_src, size_t bytes) override;
   void Zero(void* device_ptr, size_t bytes) override;
   void Synchronize() override {}
+  MemoryInfo Memory() const override { return HostMemory(); }
 
   std::unique_ptr<PackedMatrix> Pack(const void* w, DType from, int64_t rows, int64_t cols,
                                      DType to) override;

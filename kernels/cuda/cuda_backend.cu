@@ -1,11 +1,13 @@
-#include <cstdio>
-#include <cstdlib>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "kernels/cuda/causal_conv1d.cuh"
+#include "kernels/cuda/copy_queue.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/decode.cuh"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/device_fault.h"
 #include "kernels/cuda/gather.cuh"
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/rms_norm.cuh"
@@ -16,19 +18,11 @@ namespace {
 
 constexpr char kNumericsName[] = "cuda-v1";
 
-// A device that fails in the middle has lost its states' bytes: nothing that it says from then on
-// can be trusted, and everything durable is in the store. So the process ends.
-void CheckCuda(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "cuda: %s: %s\n", what, cudaGetErrorString(error));
-  std::abort();
-}
-
 class CudaPackedMatrix final : public PackedMatrix {
  public:
   CudaPackedMatrix(void* data, int64_t rows, int64_t cols, DType dtype, size_t bytes)
       : data_(data), rows_(rows), cols_(cols), dtype_(dtype), bytes_(bytes) {}
-  ~CudaPackedMatrix() override { CheckCuda(cudaFree(data_), "free weights"); }
+  ~CudaPackedMatrix() override { cudaFree(data_); }
   CudaPackedMatrix(const CudaPackedMatrix&) = delete;
   CudaPackedMatrix& operator=(const CudaPackedMatrix&) = delete;
 
@@ -48,7 +42,7 @@ class CudaPackedMatrix final : public PackedMatrix {
 class CudaRecording final : public Recording {
  public:
   explicit CudaRecording(cudaGraphExec_t graph) : graph_(graph) {}
-  ~CudaRecording() override { CheckCuda(cudaGraphExecDestroy(graph_), "free recording"); }
+  ~CudaRecording() override { cudaGraphExecDestroy(graph_); }
   CudaRecording(const CudaRecording&) = delete;
   CudaRecording& operator=(const CudaRecording&) = delete;
   cudaGraphExec_t graph() const { return graph_; }
@@ -84,10 +78,19 @@ std::vector<PackedFragment> PackFragments(const std::vector<float>& w, int64_t r
 class CudaBackend final : public Backend {
  public:
   CudaBackend(int ordinal, cudaStream_t stream, const DecodeDevice& decode_device)
-      : device_("cuda:" + std::to_string(ordinal)),
+      : ordinal_(ordinal),
+        device_("cuda:" + std::to_string(ordinal)),
         stream_(stream),
         decode_device_(decode_device) {}
-  ~CudaBackend() override { CheckCuda(cudaStreamDestroy(stream_), "destroy stream"); }
+  ~CudaBackend() override {
+    (void)cudaStreamQuery(stream_);  // as in WaitForCopy
+    copies_ = nullptr;
+    cudaStreamDestroy(stream_);
+  }
+  bool PrepareCopies(cudaError_t* error) {
+    copies_ = CopyQueue::Create(ordinal_, &fault_, error);
+    return copies_ != nullptr;
+  }
   CudaBackend(const CudaBackend&) = delete;
   CudaBackend& operator=(const CudaBackend&) = delete;
 
@@ -95,6 +98,14 @@ class CudaBackend final : public Backend {
   std::string_view isa() const override { return "cuda"; }
   int num_threads() const override { return 1; }
   std::string numerics_name() const override { return kNumericsName; }
+  void BindThread() override { Check(cudaSetDevice(ordinal_), "set device"); }
+  std::string fault() const override { return fault_.is_set() ? fault_.text() : std::string(); }
+  MemoryInfo Memory() const override {
+    size_t free_bytes = 0;
+    size_t total_bytes = 0;
+    if (cudaMemGetInfo(&free_bytes, &total_bytes) != cudaSuccess) return {};
+    return {free_bytes, total_bytes};
+  }
 
   void* Allocate(size_t bytes) override {
     void* pointer = nullptr;
@@ -107,7 +118,7 @@ class CudaBackend final : public Backend {
   }
   void Free(void* device_ptr) override {
     Synchronize();
-    CheckCuda(cudaFree(device_ptr), "free");
+    Check(cudaFree(device_ptr), "free");
   }
   void CopyToDevice(void* device_dst, const void* host_src, size_t bytes) override {
     Copy(device_dst, host_src, bytes, cudaMemcpyHostToDevice);
@@ -121,12 +132,25 @@ class CudaBackend final : public Backend {
     Copy(device_dst, device_src, bytes, cudaMemcpyDeviceToDevice);
   }
   void Zero(void* device_ptr, size_t bytes) override {
-    CheckCuda(cudaMemsetAsync(device_ptr, 0, bytes, stream_), "zero");
+    Check(cudaMemsetAsync(device_ptr, 0, bytes, stream_), "zero");
   }
   void Synchronize() override {
-    CheckCuda(cudaStreamSynchronize(stream_), "synchronize");
-    CheckCuda(cudaGetLastError(), "kernel");
+    Check(cudaStreamSynchronize(stream_), "synchronize");
+    Check(cudaGetLastError(), "kernel");
   }
+
+  CopyTicket StartCopyToHost(void* host_dst, const void* device_src, size_t bytes) override {
+    return copies_->Start(stream_, host_dst, device_src, bytes, cudaMemcpyDeviceToHost);
+  }
+  CopyTicket StartCopyToDevice(void* device_dst, const void* host_src, size_t bytes) override {
+    return copies_->Start(stream_, device_dst, host_src, bytes, cudaMemcpyHostToDevice);
+  }
+  bool IsCopyDone(CopyTicket ticket) override { return copies_->IsDone(ticket); }
+  void WaitForCopy(CopyTicket ticket) override {
+    (void)cudaStreamQuery(stream_);  // sends off what the copy may wait for
+    copies_->Wait(ticket);
+  }
+  bool copies_overlap() const override { return true; }
 
   void* AllocateHost(size_t bytes) override {
     void* pointer = nullptr;
@@ -134,19 +158,17 @@ class CudaBackend final : public Backend {
     cudaGetLastError();  // an answer, as in Allocate
     return nullptr;
   }
-  void FreeHost(void* host_ptr) override { CheckCuda(cudaFreeHost(host_ptr), "free host memory"); }
+  void FreeHost(void* host_ptr) override { Check(cudaFreeHost(host_ptr), "free host memory"); }
   void CopyToDeviceAsync(void* device_dst, const void* host_src, size_t bytes) override {
     Copy(device_dst, host_src, bytes, cudaMemcpyHostToDevice);
   }
 
   bool BeginRecording() override {
-    CheckCuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "record");
-    return true;
+    return Check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "record");
   }
   std::unique_ptr<Recording> EndRecording() override;
   void Replay(const Recording& recording) override {
-    CheckCuda(cudaGraphLaunch(static_cast<const CudaRecording&>(recording).graph(), stream_),
-              "replay");
+    Check(cudaGraphLaunch(static_cast<const CudaRecording&>(recording).graph(), stream_), "replay");
   }
 
   std::unique_ptr<PackedMatrix> Pack(const void* w, DType from, int64_t rows, int64_t cols,
@@ -173,12 +195,16 @@ class CudaBackend final : public Backend {
 
  private:
   void Copy(void* destination, const void* source, size_t bytes, cudaMemcpyKind kind) {
-    CheckCuda(cudaMemcpyAsync(destination, source, bytes, kind, stream_), "copy");
+    Check(cudaMemcpyAsync(destination, source, bytes, kind, stream_), "copy");
   }
+  bool Check(cudaError_t error, const char* what) { return fault_.Check(error, what); }
 
-  std::string device_;
+  const int ordinal_;
+  const std::string device_;
   cudaStream_t stream_;
   const DecodeDevice decode_device_;
+  DeviceFault fault_;
+  std::unique_ptr<CopyQueue> copies_;
 };
 
 std::unique_ptr<PackedMatrix> CudaBackend::Pack(const void* w, DType from, int64_t rows,
@@ -198,15 +224,12 @@ std::unique_ptr<PackedMatrix> CudaBackend::Pack(const void* w, DType from, int64
 
 std::unique_ptr<Recording> CudaBackend::EndRecording() {
   cudaGraph_t graph = nullptr;
-  CheckCuda(cudaStreamEndCapture(stream_, &graph), "end recording");
+  if (!Check(cudaStreamEndCapture(stream_, &graph), "end recording")) return nullptr;
   cudaGraphExec_t executable = nullptr;
   const cudaError_t made = cudaGraphInstantiate(&executable, graph);
-  CheckCuda(cudaGraphDestroy(graph), "free graph");
-  if (made == cudaErrorMemoryAllocation) {
-    cudaGetLastError();  // an answer, as in Allocate
-    return nullptr;
-  }
-  CheckCuda(made, "make recording");
+  Check(cudaGraphDestroy(graph), "free graph");
+  if (made == cudaErrorMemoryAllocation) cudaGetLastError();  // an answer, as in Allocate
+  if (made == cudaErrorMemoryAllocation || !Check(made, "make recording")) return nullptr;
   return std::make_unique<CudaRecording>(executable);
 }
 
@@ -241,17 +264,28 @@ bool CudaBackend::NormLinear(const NormLinearParams& params) {
   return weight && LaunchNormLinear(params, weight, decode_device_, stream_);
 }
 
+// Zeros for what the device does not say; a device that says nothing fails at its first op.
 DecodeDevice QueryDevice(int ordinal) {
   const auto attribute = [ordinal](cudaDeviceAttr name) {
     int value = 0;
-    CheckCuda(cudaDeviceGetAttribute(&value, name, ordinal), "query device");
-    return value;
+    return cudaDeviceGetAttribute(&value, name, ordinal) == cudaSuccess ? value : 0;
   };
   constexpr int kOverlapMajor = 9;  // sm_90
   return {attribute(cudaDevAttrMultiProcessorCount),
           static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)),
           static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor)),
           attribute(cudaDevAttrComputeCapabilityMajor) >= kOverlapMajor};
+}
+
+std::string WhatIsMissing(cudaError_t error) {
+  switch (error) {
+    case cudaErrorInsufficientDriver:
+      return "there is no NVIDIA driver here, or one that is older than this program needs";
+    case cudaErrorNoDevice:
+      return "the NVIDIA driver finds no GPU";
+    default:
+      return cudaGetErrorString(error);
+  }
 }
 
 }  // namespace
@@ -261,7 +295,7 @@ std::unique_ptr<Backend> CreateCudaBackend(int ordinal, std::string* error) {
   const cudaError_t found = cudaGetDeviceCount(&num_devices);
   const std::string device = "device cuda:" + std::to_string(ordinal);
   if (found != cudaSuccess) {
-    *error = device + ": " + cudaGetErrorString(found);
+    *error = device + ": " + WhatIsMissing(found);
     return nullptr;
   }
   if (ordinal < 0 || ordinal >= num_devices) {
@@ -272,10 +306,13 @@ std::unique_ptr<Backend> CreateCudaBackend(int ordinal, std::string* error) {
   cudaError_t made = cudaSetDevice(ordinal);
   if (made == cudaSuccess) made = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
   if (made != cudaSuccess) {
-    *error = device + ": " + cudaGetErrorString(made);
+    *error = device + ": " + WhatIsMissing(made);
     return nullptr;
   }
-  return std::make_unique<CudaBackend>(ordinal, stream, QueryDevice(ordinal));
+  auto backend = std::make_unique<CudaBackend>(ordinal, stream, QueryDevice(ordinal));
+  if (backend->PrepareCopies(&made)) return backend;
+  *error = device + ": " + cudaGetErrorString(made);
+  return nullptr;
 }
 
 }  // namespace vivarium::kernels::cuda

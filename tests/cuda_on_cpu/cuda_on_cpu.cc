@@ -88,6 +88,7 @@ class Grid {
   // Afterwards: everything that is left.
   void Finish();
   bool started() const { return started_; }
+  std::vector<std::function<void()>> when_complete;
 
   // For the running thread.
   Fiber& fiber() { return fibers_[current_]; }
@@ -393,10 +394,21 @@ std::vector<LaunchCounts> TakeLaunchCounts() {
 void Flush() {
   Machine& machine = TheMachine();
   while (!machine.queue.empty()) {
-    if (machine.error.empty()) machine.queue.front()->Finish();
+    Grid& grid = *machine.queue.front();
+    if (machine.Faulty(Fault::Kind::kFailLaunch, machine.fault.index, &grid)) {
+      machine.error = "the device failed in launch " + std::to_string(machine.num_launches);
+    }
+    if (machine.error.empty()) grid.Finish();
+    for (const std::function<void()>& call : grid.when_complete) call();
     machine.queue.pop_front();
     ++machine.num_launches;
   }
+}
+
+void WhenComplete(std::function<void()> call) {
+  Machine& machine = TheMachine();
+  if (machine.queue.empty()) return call();
+  machine.queue.back()->when_complete.push_back(std::move(call));
 }
 
 void RecordInto(std::vector<std::function<void()>>* recording) {

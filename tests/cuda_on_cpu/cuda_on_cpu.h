@@ -10,6 +10,9 @@
 //     DYNAMIC_SHARED);
 //   - a missing wait for an asynchronous copy, or a buffer filled too early: a copy is done at once
 //     or at the wait, at random;
+//   - a missing wait between streams: what is put into a stream of copies is done at random, at
+//   once
+//     or when an event after it, or the stream, is waited for;
 //   - a missing wait for the kernel before: a dependent launch (programmatic dependent launch) is
 //     put off until the device is waited for, and when the kernel before it lets it go, one of its
 //     blocks, taken at random, runs as far as its GridWait, whatever has not been written yet;
@@ -52,12 +55,23 @@ inline constexpr size_t kMaxSharedBytes = 227 * 1024;  // of a block on sm_90
 
 // A deliberate fault in the launches of this OS thread, to prove that tests notice it.
 struct Fault {
-  enum class Kind { kNone, kSkipBarrier, kSkipAsyncWait, kSkipGridWait, kDropLastBlock };
+  enum class Kind {
+    kNone,
+    kSkipBarrier,
+    kSkipAsyncWait,
+    kSkipGridWait,
+    kDropLastBlock,
+    kFailLaunch,  // the device fails, for good
+  };
   Kind kind = Kind::kNone;
   int index = 0;    // which barrier or wait, counted per thread of a block
   int launch = -1;  // which launch since InjectFault; -1 = every one
 };
 void InjectFault(const Fault& fault);
+
+// Faults of all OS threads' streams: waits for events that are not done.
+enum class StreamFault { kNone, kSkipStreamWait, kSkipEventSynchronize };
+void InjectStreamFault(StreamFault fault);
 
 // What went wrong in a launch of this OS thread since the last call, "" = nothing. Clears it.
 std::string LastError();
@@ -78,10 +92,13 @@ void Launch(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> th
             LaunchOrder order = LaunchOrder::kSerial);
 // Completes everything that was launched.
 void Flush();
+// Calls `call` when everything that was launched before is complete.
+void WhenComplete(std::function<void()> call);
 // Until RecordInto(nullptr), launches and what RunOrRecord gets are appended instead of run.
 void RecordInto(std::vector<std::function<void()>>* recording);
 void RunOrRecord(std::function<void()> call);
 std::string PeekError();  // LastError without clearing it
+bool IsCapturing();       // between cudaStreamBeginCapture and EndCapture
 
 // Of the running CUDA thread.
 dim3 ThreadIndex();
@@ -158,12 +175,16 @@ inline uint32_t __float_as_uint(float value) {
 }
 // NOLINTEND(bugprone-reserved-identifier)
 
-// ---- The runtime API: one device, whose memory is the heap. Every call is complete at its return,
-// but dependent launches.
+// ---- The runtime API: one device, whose memory is the heap. An OS thread's first stream is the
+// one of its launches, of whoever's calls name it: every call is complete at its return, but
+// dependent launches. Its further streams are for copies and events.
 
 enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorMemoryAllocation = 2,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorNoDevice = 100,
+  cudaErrorNotReady = 600,
   cudaErrorLaunchFailure = 719,
   cudaErrorStreamCaptureUnsupported = 900
 };
@@ -178,7 +199,10 @@ enum cudaDeviceAttr {
 struct CudaGraphOnCpu {
   std::vector<std::function<void()>> calls;
 };
-using cudaStream_t = void*;
+struct CudaStreamOnCpu;
+struct CudaEventOnCpu;
+using cudaStream_t = CudaStreamOnCpu*;
+using cudaEvent_t = CudaEventOnCpu*;
 using cudaGraph_t = CudaGraphOnCpu*;
 using cudaGraphExec_t = CudaGraphOnCpu*;
 
@@ -192,6 +216,13 @@ cudaError_t cudaMemsetAsync(void* pointer, int byte, size_t bytes, cudaStream_t 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);  // an error during a capture
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamQuery(cudaStream_t stream);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes);  // of 80 GiB, half is free
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
@@ -206,3 +237,5 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int ord
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);
 inline constexpr unsigned cudaStreamNonBlocking = 1;
+inline constexpr unsigned cudaEventBlockingSync = 1;
+inline constexpr unsigned cudaEventDisableTiming = 2;

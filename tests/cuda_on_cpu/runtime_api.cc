@@ -13,6 +13,7 @@ using cuda_on_cpu::RunOrRecord;
 
 // Not yet ended captures of this OS thread.
 static thread_local cudaGraph_t capture = nullptr;
+bool cuda_on_cpu::IsCapturing() { return capture != nullptr; }
 
 cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   *pointer = std::aligned_alloc(256, (std::max<size_t>(bytes, 1) + 255) / 256 * 256);
@@ -30,30 +31,8 @@ cudaError_t cudaFree(void* pointer) {
 cudaError_t cudaMallocHost(void** pointer, size_t bytes) { return cudaMalloc(pointer, bytes); }
 cudaError_t cudaFreeHost(void* pointer) { return cudaFree(pointer); }
 
-cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes, cudaMemcpyKind,
-                            cudaStream_t) {
-  RunOrRecord([=] { std::memcpy(destination, source, bytes); });
-  return cudaSuccess;
-}
-
 cudaError_t cudaMemsetAsync(void* pointer, int byte, size_t bytes, cudaStream_t) {
   RunOrRecord([=] { std::memset(pointer, byte, bytes); });
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamSynchronize(cudaStream_t) {
-  if (capture) return cudaErrorStreamCaptureUnsupported;
-  Flush();
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = nullptr;
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamDestroy(cudaStream_t) {
-  Flush();
   return cudaSuccess;
 }
 
@@ -115,6 +94,12 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
       *value = 228 * 1024;
       break;
   }
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
+  *total_bytes = size_t{80} << 30;
+  *free_bytes = *total_bytes / 2;
   return cudaSuccess;
 }
 
