@@ -82,6 +82,9 @@ bool IsDone(cudaEvent_t event) {
   return event->num_done >= event->num_recorded;
 }
 
+// So is the null stream.
+bool IsForLaunches(cudaStream_t stream) { return stream == nullptr || stream->is_for_launches; }
+
 cudaError_t Status() {
   return cuda_on_cpu::PeekError().empty() ? cudaSuccess : cudaErrorLaunchFailure;
 }
@@ -112,8 +115,8 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   if (cuda_on_cpu::IsCapturing()) return cudaErrorStreamCaptureUnsupported;
-  if (stream->is_for_launches) cuda_on_cpu::Flush();
-  while (!stream->calls.empty()) stream->DoNext();
+  if (IsForLaunches(stream)) cuda_on_cpu::Flush();
+  while (stream != nullptr && !stream->calls.empty()) stream->DoNext();
   return Status();
 }
 
@@ -123,7 +126,7 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) { return cudaStreamSynchronize(
 cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes, cudaMemcpyKind,
                             cudaStream_t stream) {
   const auto copy = [=] { std::memcpy(destination, source, bytes); };
-  if (stream->is_for_launches) {
+  if (IsForLaunches(stream)) {
     cuda_on_cpu::RunOrRecord(copy);
   } else {
     stream->Put(copy);
@@ -146,10 +149,10 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   {
     const std::lock_guard lock(TheStreams().mutex);
     record = ++event->num_recorded;
-    event->stream = stream->is_for_launches ? nullptr : stream;
+    event->stream = IsForLaunches(stream) ? nullptr : stream;
   }
   const auto mark = [event, record] { MarkDone(event, record); };
-  if (stream->is_for_launches) {
+  if (IsForLaunches(stream)) {
     cuda_on_cpu::WhenComplete(mark);
   } else {
     stream->Put(mark);
