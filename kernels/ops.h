@@ -24,16 +24,26 @@ namespace vivarium::kernels {
 class PackedMatrix;
 
 inline constexpr int32_t kPadSlot = -1;
+inline constexpr int32_t kPreviousSegment = -2;
 // Channels per tile of the SSM state layout [ceil(d_inner/16)][d_state][16].
 inline constexpr int32_t kChannelTile = 16;
 
 // A run of consecutive tokens of one sequence: rows [token_begin, token_begin + num_tokens).
-// num_tokens >= 1. Segments of one batch don't overlap, and no write_slot occurs twice nor is read
-// by another segment.
+// num_tokens >= 1. Segments of one batch don't overlap.
+//
+// A chain: a segment with read_slot kPreviousSegment goes on from the state at the end of the
+// segment before it in the array, whose rows end where its own begin; the state stays where it is
+// (in registers). So a sequence's rows of one step can leave a state at several positions, each in
+// a slot of its own, with the same bits as in one segment. The first segment of a batch can't be
+// chained.
+//
+// Slots: none is written twice in a batch, and one that a chain (or a lone segment) reads is
+// written by nobody but that chain. kPadSlot is legal everywhere: a chain may begin from the zero
+// state and keep any of its states, or none.
 struct Segment {
   int32_t token_begin;
   int32_t num_tokens;
-  int32_t read_slot;   // state before the first token; kPadSlot = the zero state
+  int32_t read_slot;   // state before the first token; kPadSlot = zero; or kPreviousSegment
   int32_t write_slot;  // receives the state after the last token; kPadSlot = not kept
 };
 
@@ -103,6 +113,9 @@ inline constexpr int32_t kMaxConvWidth = 16;
 
 // Selective scan, Mamba-1 (Gu & Dao 2023, Algorithm 2; selective_scan_ref of state-spaces/mamba),
 // with the step of selective_state_update: prefill, chunked prefill and decode share one function.
+// Where states are bf16, h is rounded to nearest even after every token, past its use in y: a state
+// that was kept and read again is the one that goes on in registers. (cpu-avx512 and cpu-avx2
+// differ in what they make of subnormals: the former rounds them to 0.)
 //   d      = softplus(dt[t, c] + dt_bias[c])              softplus(v) = v > 20 ? v : log1p(exp(v))
 //   h[c,n] = exp(d * a[c, n]) * h[c, n] + (d * x[t, c]) * b[t, n]
 //   y[t,c] = (sum_n c[t, n] * h[c, n] + d_skip[c] * x[t, c]) * silu(z[t, c])
@@ -120,8 +133,9 @@ struct SelectiveScanParams {
   const float* a;        // [ceil(channels/16)][d_state][16]: A = -exp(A_log), padded lanes 0
   const float* dt_bias;  // [channels]
   const float* d_skip;   // [channels]
-  float* states;         // per slot [ceil(channels/16)][d_state][16] f32; padded lanes stay 0
-  int64_t slot_stride;   // in floats
+  void* states;          // per slot [ceil(channels/16)][d_state][16]; padded lanes stay 0
+  DType state_dtype;     // of states: kF32 or kBF16
+  int64_t slot_stride;   // in elements of state_dtype
   float* y;              // [num_tokens, channels] stride y_stride; may be x or z
   int64_t y_stride;
   const Segment* segments;  // [num_segments]
@@ -155,10 +169,11 @@ struct MambaDecodeParams {
   const PackedMatrix* out_proj;  // [d_model, d_inner]
   const float* out_proj_bias;    // [d_model]; may be null
   float* conv_states;            // as CausalConv1dParams::states
-  float* ssm_states;             // as SelectiveScanParams::states
-  int64_t slot_stride;           // in floats, of both
+  void* ssm_states;              // as SelectiveScanParams::states
+  DType state_dtype;             // of ssm_states
+  int64_t slot_stride;           // in floats (of four bytes), of both
   float* scratch;           // MambaDecodeScratchFloats per row, 64-byte aligned; contents undefined
-  const Segment* segments;  // [num_rows]: segment i is row i alone
+  const Segment* segments;  // [num_rows]: segment i is row i alone, and none is chained
   int64_t num_rows;
   int64_t d_model;
   int64_t d_inner;
@@ -192,75 +207,5 @@ struct GatherRowsParams {
   int64_t num_rows;
   int64_t channels;
 };
-
-// How the token of one row is chosen, in the order in which things act: the row's edits (bias,
-// penalties, bans), temperature, top_k, top_p, min_p. The filters select by (logit, lower id
-// first):
-//   top_k  the k largest;
-//   top_p  of these, the fewest of the largest whose weights sum to at least top_p of their sum;
-//   min_p  of these, those with at least min_p times the largest weight.
-// The largest is always kept. Ids that weigh less than 2^-42 of the largest are never sampled.
-struct SampleRow {
-  int64_t logit_row;         // row of the logits; -1 = a pad row: nothing is done
-  uint64_t seed;             // key of the counter RNG: random(seed, position)
-  uint64_t position;         // absolute index of the token in its thread
-  float temperature;         // >= 0; 0 = the largest logit, ties to the lower id
-  float top_p;               // (0, 1]
-  float min_p;               // [0, 1]
-  float repetition_penalty;  // > 0: these three act on edits with kRecent
-  float presence_penalty;
-  float frequency_penalty;
-  int32_t top_k;             // >= 0; 0 = off
-  int32_t given_id;          // >= 0: choose this id; -1: sample
-  int32_t num_top_logprobs;  // -1 = no log-probabilities; else of the chosen and of the n best
-  int32_t edits_begin;       // edits [edits_begin, edits_begin + num_edits) are this row's
-  int32_t num_edits;
-  int32_t reserved = 0;
-};
-inline constexpr int32_t kMaxTopLogprobs = 20;
-
-// A change of one logit before sampling (EditedLogit in sampling_math.h). The ids of one row's
-// edits are distinct.
-struct LogitEdit {
-  static constexpr uint32_t kRecent = 1;  // in the window of recent tokens: is penalised
-  static constexpr uint32_t kBanned = 2;  // can't be chosen
-  int32_t token_id;                       // 0 <= token_id < num_ids
-  float bias;                             // added; 0 = none
-  int32_t num_outputs;                    // how often it was generated in the window
-  uint32_t flags;
-};
-
-enum class SampleStatus : int32_t {
-  kOk = 0,
-  kBadLogit = 1,     // a logit is NaN or +infinity
-  kNothingLeft = 2,  // all logits are -infinity or banned
-};
-struct SampledToken {
-  int32_t token_id;  // kOk: the chosen one; kBadLogit: the first bad one
-  SampleStatus status;
-  float bad_logit;  // kBadLogit: its value
-  float logprob;    // kOk, where asked for
-};
-struct RankedToken {
-  int32_t token_id;
-  float logprob;
-};
-
-// tokens[r] = the token that rows[r] asks for. -infinity = can't be chosen. Log-probabilities are
-// natural, of the softmax over the usable ids of the raw logits. All sums are of integers: the
-// results have the same bits on every backend.
-struct SampleTokensParams {
-  float* logits;  // [*, num_ids] stride logits_stride; edited on the way, then as before
-  int64_t logits_stride;
-  int64_t num_ids;        // usable ids are 0 .. num_ids - 1; 1 .. kMaxSampledIds
-  const SampleRow* rows;  // [num_rows]; no logit_row twice
-  int64_t num_rows;
-  const LogitEdit* edits;  // of all rows; may be null where there are none
-  float* unedited;         // scratch, one per edit; may be null where there are none
-  SampledToken* tokens;    // [num_rows]
-  RankedToken* top;        // [num_rows][kMaxTopLogprobs], best first: num_top_logprobs (at most
-                           // num_ids) are written; may be null where none are asked for
-};
-inline constexpr int64_t kMaxSampledIds = int64_t{1} << 21;
 
 }  // namespace vivarium::kernels

@@ -148,6 +148,7 @@ void LanguageModel::CheckBatch(const Batch& batch) const {
   int64_t row = 0;
   for (const kernels::Segment& segment : batch.segments) {
     if (segment.token_begin != row || segment.num_tokens < 1) std::abort();
+    if (row == 0 && segment.read_slot == kernels::kPreviousSegment) std::abort();
     row += segment.num_tokens;
   }
   if (row != static_cast<int64_t>(num_tokens)) std::abort();
@@ -274,12 +275,12 @@ const float* LanguageModel::Forward(const Batch& batch, std::byte* slots) {
   return activations_.logits.f32();
 }
 
-StateLayout MakeLayout(const ModelConfig& config) {
+StateLayout MakeLayout(const ModelConfig& config, DType state_dtype) {
   StateLayout layout;
   for (size_t i = 0; i < config.layers.size(); ++i) {
     switch (config.layers[i]) {
       case LayerKind::kMamba:
-        AppendMambaState(config, static_cast<int64_t>(i), &layout);
+        AppendMambaState(config, static_cast<int64_t>(i), state_dtype, &layout);
         break;
     }
   }
@@ -381,6 +382,11 @@ absl::Status CheckOptions(const ModelOptions& options) {
           absl::StrCat(name, ": expected 1 to ", kMaxBatchRows, ", found ", value));
     }
   }
+  if (options.state_dtype != DType::kF32 && options.state_dtype != DType::kBF16) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("state_dtype: expected f32 or bf16, found ",
+                     std::string(kernels::DTypeName(options.state_dtype))));
+  }
   return absl::OkStatus();
 }
 
@@ -392,14 +398,15 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const Checkpoint& checkpoint,
                                                    const ModelOptions& options) {
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
   const DType matrix_dtype = ResolveMatrixDType(checkpoint, options.weights);
-  StateLayout layout = MakeLayout(config);
+  StateLayout layout = MakeLayout(config, options.state_dtype);
   WeightReader reader(checkpoint, backend, matrix_dtype);
   absl::StatusOr<Weights> weights = LoadWeights(config, layout, backend, &reader);
   if (!weights.ok()) return weights.status();
   absl::StatusOr<Activations> activations = AllocateActivations(config, options, *weights, backend);
   if (!activations.ok()) return activations.status();
   std::string numerics_id =
-      absl::StrCat(backend->numerics_name(), "-w", std::string(kernels::DTypeName(matrix_dtype)));
+      absl::StrCat(backend->numerics_name(), "-w", std::string(kernels::DTypeName(matrix_dtype)),
+                   options.state_dtype == DType::kBF16 ? "-sbf16" : "");
   return std::make_unique<LanguageModel>(
       config, std::move(layout), backend, options, *std::move(weights), *std::move(activations),
       ModelFingerprint(checkpoint, config), std::move(numerics_id));

@@ -20,9 +20,10 @@ enum class WeightFormat : uint8_t { kAuto = 0, kBF16 = 1, kF32 = 2 };
 
 // One step's work: rows of all sequences one after the other, cut by segments (kernels/ops.h).
 struct Batch {
-  std::span<const int32_t> token_ids;          // [num_tokens], each in [0, padded_vocab_size)
-  std::span<const kernels::Segment> segments;  // cover the rows, in order
-  std::span<const int32_t> logit_rows;         // rows whose logits are wanted, increasing
+  std::span<const int32_t> token_ids;  // [num_tokens], each in [0, padded_vocab_size)
+  // Cover the rows, in order; chains are legal, the batch's first segment begins one.
+  std::span<const kernels::Segment> segments;
+  std::span<const int32_t> logit_rows;  // rows whose logits are wanted, increasing
 };
 
 inline constexpr int32_t kMaxBatchRows = 1 << 16;
@@ -31,6 +32,9 @@ struct ModelOptions {
   WeightFormat weights = WeightFormat::kAuto;
   int32_t max_batch_tokens =
       512;  // rows of a Batch at most, 1 .. kMaxBatchRows; sizes the activations
+  // Between tokens, the SSM state is held, and rounded to, kF32 or kBF16 (half the memory of a slot
+  // and of a stored state); the convolution's window is f32 always.
+  kernels::DType state_dtype = kernels::DType::kF32;
   int32_t max_logit_rows = 512;  // logit_rows at most, 1 .. kMaxBatchRows; sizes the logits buffer
 };
 
@@ -53,7 +57,8 @@ class Model {
   // Hex of a hash over the dimensions and every tensor's canonical name, dtype, shape and content:
   // the same for both namings and both file formats of the same weights.
   virtual std::string_view fingerprint() const = 0;
-  // Backend::numerics_name() + "-w" + weight dtype, e.g. "cpu-avx512-v1-wbf16".
+  // Backend::numerics_name() + "-w" + weight dtype, e.g. "cpu-avx512-v1-wbf16"; with bf16 states
+  // then "-sbf16".
   virtual std::string_view numerics_id() const = 0;
   virtual uint64_t weight_bytes() const = 0;      // device memory of weights
   virtual uint64_t activation_bytes() const = 0;  // device memory of activations and logits

@@ -37,22 +37,34 @@ absl::StatusOr<LayerParts> FindParts(const ModelConfig& config, const StateLayou
                                        config.d_state, kChannelTile};
   if (parts.conv == nullptr || parts.ssm == nullptr || parts.conv->shape != conv_shape ||
       parts.ssm->shape != ssm_shape || parts.conv->dtype != kernels::DType::kF32 ||
-      parts.ssm->dtype != kernels::DType::kF32) {
-    return absl::InvalidArgumentError(absl::StrCat("layout: expected f32 parts '", prefix,
-                                                   "conv' and '", prefix,
-                                                   "ssm' of this model's shapes, found others"));
+      (parts.ssm->dtype != kernels::DType::kF32 && parts.ssm->dtype != kernels::DType::kBF16)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("layout: expected parts '", prefix, "conv', f32, and '", prefix,
+                     "ssm', f32 or bf16, of this model's shapes, found others"));
   }
   return parts;
 }
 
+size_t NumElements(const StatePart& part) {
+  return part.size_bytes / kernels::DTypeBytes(part.dtype);
+}
+
 std::vector<float> ReadPart(const StatePart& part, std::span<const std::byte> slot) {
-  std::vector<float> values(part.size_bytes / sizeof(float));
-  if (!values.empty()) std::memcpy(values.data(), slot.data() + part.offset_bytes, part.size_bytes);
+  std::vector<float> values(NumElements(part));
+  kernels::ConvertToF32(slot.data() + part.offset_bytes, part.dtype, values.size(), values.data());
   return values;
 }
 
 void WritePart(const std::vector<float>& values, const StatePart& part, std::span<std::byte> slot) {
-  if (!values.empty()) std::memcpy(slot.data() + part.offset_bytes, values.data(), part.size_bytes);
+  std::byte* const to = slot.data() + part.offset_bytes;
+  if (part.dtype == kernels::DType::kF32) {
+    if (!values.empty()) std::memcpy(to, values.data(), part.size_bytes);
+    return;
+  }
+  for (size_t i = 0; i < values.size(); ++i) {
+    const uint16_t bits = kernels::F32ToBF16(values[i]);
+    std::memcpy(to + i * sizeof(bits), &bits, sizeof(bits));
+  }
 }
 
 // Index of (channel, n) in the tiled layout [ceil(d_inner/16)][d_state][16].
@@ -97,8 +109,8 @@ absl::Status WriteLayerState(const ModelConfig& config, const StateLayout& layou
         absl::StrCat("layer state: expected ", conv_size, " and ", ssm_size, " elements, found ",
                      state.conv_state.size(), " and ", state.ssm_state.size()));
   }
-  std::vector<float> conv(parts->conv->size_bytes / sizeof(float));
-  std::vector<float> ssm(parts->ssm->size_bytes / sizeof(float), 0.0f);
+  std::vector<float> conv(NumElements(*parts->conv));
+  std::vector<float> ssm(NumElements(*parts->ssm), 0.0f);
   for (int64_t c = 0; c < config.d_inner; ++c) {
     for (int64_t j = 0; j < columns; ++j) {
       conv[j * config.d_inner + c] = state.conv_state[c * columns + j];

@@ -25,7 +25,8 @@ absl::StatusOr<MambaLayerState> ReadLayerState(const ModelConfig& config, const 
                                                std::span<const std::byte> slot,
                                                int64_t layer_index);
 
-// The reverse: writes `state` into `slot`; padded lanes become zero. INVALID_ARGUMENT as above, or
+// The reverse: writes `state` into `slot`, rounded where the layout has bf16; padded lanes become
+// zero. INVALID_ARGUMENT as above, or
 // when a vector has another size.
 absl::Status WriteLayerState(const ModelConfig& config, const StateLayout& layout,
                              int64_t layer_index, const MambaLayerState& state,

@@ -1,9 +1,12 @@
 // Selective scan of a range of channel tiles (see SelectiveScanParams in ops.h). A tile's state
-// stays in the first-level cache (or in registers) while the segment's tokens pass; prefill,
-// chunked prefill and decode run this one step.
+// stays in the first-level cache (or in registers) while the tokens of a segment, or of a chain of
+// segments, pass; prefill, chunked prefill and decode run this one step.
+//
+// State: float or uint16_t (the bits of a bf16), what the state is held in between tokens.
 #pragma once
 
 #include "kernels/cpu/math_impl.h"
+#include "kernels/cpu/segment_chain_impl.h"
 
 namespace vivarium::kernels {
 namespace {
@@ -36,24 +39,31 @@ inline ScanInput PrepareInput(const SelectiveScanParams& params, int64_t tile, i
           Silu(LoadPartial(params.z + t * params.z_stride + channel, count))};
 }
 
+inline Vec LoadState(const float* h) { return Load(h); }
+inline Vec LoadState(const uint16_t* h) { return LoadBF16(h); }
+inline void StoreState(float* h, Vec v) { Store(h, v); }
+inline void StoreState(uint16_t* h, Vec v) { StoreBF16(h, v); }
+
 // Takes state h_in [d_state][16] over one token to h_out (which may be h_in). Returns
 // sum_n C_n h_n.
+template <typename State>
 inline Vec ScanStep(const ScanInput& input, const float* a, const float* b, const float* c,
-                    int32_t d_state, const float* h_in, float* h_out) {
+                    int32_t d_state, const State* h_in, State* h_out) {
   Vec sum = Set(0.0f);
 #pragma GCC unroll 4
   for (int32_t n = 0; n < d_state; ++n) {
     const Vec decay = Exp2(Mul(input.dt_log2e, Load(a + n * kLanes)));
-    const Vec next = MulAdd(decay, Load(h_in + n * kLanes), Mul(input.dt_x, Set(b[n])));
-    Store(h_out + n * kLanes, next);
+    const Vec next = MulAdd(decay, LoadState(h_in + n * kLanes), Mul(input.dt_x, Set(b[n])));
+    StoreState(h_out + n * kLanes, next);
     sum = MulAdd(Set(c[n]), next, sum);
   }
   return sum;
 }
 
 // Takes one tile's state from h_in over tokens [token, token + num_tokens) to h_out.
+template <typename State>
 inline void ScanTokens(const SelectiveScanParams& params, const ScanInput* inputs, int64_t tile,
-                       int64_t token, int num_tokens, const float* h_in, float* h_out) {
+                       int64_t token, int num_tokens, const State* h_in, State* h_out) {
   const int64_t channel = tile * kLanes;
   const int count = TileCount(params, tile);
   const Vec d_skip = LoadPartial(params.d_skip + channel, count);
@@ -68,37 +78,32 @@ inline void ScanTokens(const SelectiveScanParams& params, const ScanInput* input
   }
 }
 
-inline void ZeroTile(int32_t d_state, float* h) {
-  for (int32_t n = 0; n < d_state; ++n) Store(h + n * kLanes, Set(0.0f));
+template <typename State>
+inline void ZeroTile(int32_t d_state, State* h) {
+  for (int32_t n = 0; n < d_state; ++n) StoreState(h + n * kLanes, Set(0.0f));
 }
 
-// Lanes beyond `count` are stored as zeros, whatever passed through them.
-inline void StorePaddedTile(const float* h, int32_t d_state, int count, float* tile) {
+// Lanes from `count` on are stored as zeros, whatever passed through them.
+template <typename State>
+inline void StoreTile(const State* h, int32_t d_state, int count, State* tile) {
   for (int32_t n = 0; n < d_state; ++n) {
-    Store(tile + n * kLanes, LoadPartial(h + n * kLanes, count));
+    for (int i = 0; i < kLanes; ++i)
+      tile[n * kLanes + i] = i < count ? h[n * kLanes + i] : State{0};
   }
 }
 
-// Where the state of a segment's tile lies.
-struct TileState {
-  const float* read;  // null: zero
-  float* write;       // null: not kept
-};
-
-inline TileState FindTileState(const SelectiveScanParams& params, const Segment& segment,
-                               int64_t tile) {
-  const int64_t offset = tile * params.d_state * kLanes;
-  return {segment.read_slot == kPadSlot
-              ? nullptr
-              : params.states + segment.read_slot * params.slot_stride + offset,
-          segment.write_slot == kPadSlot
-              ? nullptr
-              : params.states + segment.write_slot * params.slot_stride + offset};
+// Where a tile's state lies in `slot`; null for kPadSlot.
+template <typename State>
+inline State* FindTile(const SelectiveScanParams& params, int32_t slot, int64_t tile) {
+  if (slot == kPadSlot) return nullptr;
+  return static_cast<State*>(params.states) + slot * params.slot_stride +
+         tile * params.d_state * kLanes;
 }
 
-// One segment over tiles [begin, end). scratch: [d_state][16].
+// A segment by itself over tiles [begin, end). scratch: [d_state][16].
+template <typename State>
 inline void ScanSegment(const SelectiveScanParams& params, const Segment& segment, int64_t begin,
-                        int64_t end, float* scratch) {
+                        int64_t end, State* scratch) {
   // More than one tile per block only where one block holds all tokens.
   const int64_t tiles_per_block =
       segment.num_tokens < kPairsPerBlock ? kPairsPerBlock / segment.num_tokens : 1;
@@ -116,30 +121,71 @@ inline void ScanSegment(const SelectiveScanParams& params, const Segment& segmen
         }
       }
       for (int64_t tile = first; tile < last; ++tile) {
-        const TileState state = FindTileState(params, segment, tile);
+        State* const kept = FindTile<State>(params, segment.write_slot, tile);
         const int count = TileCount(params, tile);
-        float* const h_out = state.write != nullptr && count == kLanes ? state.write : scratch;
-        const float* h_in = h_out;
-        if (done == 0) h_in = state.read;
+        State* const h_out = kept != nullptr && count == kLanes ? kept : scratch;
+        const State* h_in = h_out;
+        if (done == 0) h_in = FindTile<State>(params, segment.read_slot, tile);
         if (h_in == nullptr) {
           ZeroTile(params.d_state, scratch);
           h_in = scratch;
         }
         ScanTokens(params, inputs + (tile - first) * num_tokens, tile, token, num_tokens, h_in,
                    h_out);
-        if (last_block && state.write != nullptr && count < kLanes) {
-          StorePaddedTile(scratch, params.d_state, count, state.write);
+        if (last_block && kept != nullptr && count < kLanes) {
+          StoreTile(scratch, params.d_state, count, kept);
         }
       }
     }
   }
 }
 
+// A chain of segments over one tile, its state in scratch from the first token to the last.
+template <typename State>
+inline void ScanChainTile(const SelectiveScanParams& params, const Segment* chain,
+                          int64_t chain_length, int64_t tile, State* scratch) {
+  ScanInput inputs[kPairsPerBlock];
+  const State* h_in = FindTile<State>(params, chain->read_slot, tile);
+  if (h_in == nullptr) {
+    ZeroTile(params.d_state, scratch);
+    h_in = scratch;
+  }
+  for (int64_t s = 0; s < chain_length; ++s) {
+    for (int32_t done = 0; done < chain[s].num_tokens; done += kPairsPerBlock) {
+      const int32_t left = chain[s].num_tokens - done;
+      const int num_tokens = left < kPairsPerBlock ? left : kPairsPerBlock;
+      const int64_t token = int64_t{chain[s].token_begin} + done;
+      for (int i = 0; i < num_tokens; ++i) inputs[i] = PrepareInput(params, tile, token + i);
+      ScanTokens(params, inputs, tile, token, num_tokens, h_in, scratch);
+      h_in = scratch;
+    }
+    State* const kept = FindTile<State>(params, chain[s].write_slot, tile);
+    if (kept != nullptr) StoreTile(scratch, params.d_state, TileCount(params, tile), kept);
+  }
+}
+
+template <typename State>
+void ScanSegments(const SelectiveScanParams& params, int64_t begin, int64_t end) {
+  alignas(64) State scratch[kMaxStateSize * kLanes];  // 16 KiB at most
+  int64_t length = 0;
+  for (int64_t s = 0; s < params.num_segments; s += length) {
+    length = ChainLength(params.segments, params.num_segments, s);
+    if (length == 1) {
+      ScanSegment(params, params.segments[s], begin, end, scratch);
+      continue;
+    }
+    for (int64_t tile = begin; tile < end; ++tile) {
+      ScanChainTile(params, params.segments + s, length, tile, scratch);
+    }
+  }
+}
+
 void SelectiveScan(const SelectiveScanParams& params, int64_t begin, int64_t end) {
   static_assert(kLanes == kChannelTile);
-  alignas(64) float scratch[kMaxStateSize * kLanes];  // 16 KiB
-  for (int64_t s = 0; s < params.num_segments; ++s) {
-    ScanSegment(params, params.segments[s], begin, end, scratch);
+  if (params.state_dtype == DType::kBF16) {
+    ScanSegments<uint16_t>(params, begin, end);
+  } else {
+    ScanSegments<float>(params, begin, end);
   }
 }
 

@@ -45,6 +45,20 @@ inline Vec LoadBF16(const uint16_t* p) {
   return {WidenBF16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
           WidenBF16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
 }
+// In the low half of each lane.
+inline __m256i RoundToBF16Half(__m256 a) {
+  const __m256i bits = _mm256_castps_si256(a);
+  const __m256i high = _mm256_srli_epi32(bits, 16);
+  const __m256i bias =
+      _mm256_add_epi32(_mm256_and_si256(high, _mm256_set1_epi32(1)), _mm256_set1_epi32(0x7fff));
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, bias), 16);
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  return _mm256_blendv_epi8(rounded, _mm256_or_si256(high, _mm256_set1_epi32(0x40)), is_nan);
+}
+inline void StoreBF16(uint16_t* p, Vec v) {
+  const __m256i mixed = _mm256_packus_epi32(RoundToBF16Half(v.lo), RoundToBF16Half(v.hi));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(mixed, 0xd8));
+}
 
 inline Vec Add(Vec a, Vec b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 inline Vec Sub(Vec a, Vec b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }

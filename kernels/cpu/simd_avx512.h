@@ -35,6 +35,11 @@ inline Vec LoadBF16(const uint16_t* p) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
 }
+// Subnormals become zero (vcvtneps2bf16).
+inline void StoreBF16(uint16_t* p, Vec v) {
+  const __m256bh bits = _mm512_cvtneps_pbh(v.v);
+  __builtin_memcpy(p, &bits, sizeof(bits));
+}
 
 inline Vec Add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Vec Sub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }

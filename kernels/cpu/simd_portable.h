@@ -51,6 +51,15 @@ inline uint32_t BitsFromFloat(float value) {
 inline Vec LoadBF16(const uint16_t* p) {
   VIVARIUM_LANEWISE(FloatFromBits(static_cast<uint32_t>(p[i]) << 16));
 }
+// Sixteen bf16, rounded to nearest even; NaN stays NaN.
+inline void StoreBF16(uint16_t* p, Vec v) {
+  for (int i = 0; i < kLanes; ++i) {
+    const uint32_t bits = BitsFromFloat(v.lane[i]);
+    const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+    p[i] = static_cast<uint16_t>(is_nan ? (bits >> 16) | 0x40u : rounded >> 16);
+  }
+}
 
 inline Vec Add(Vec a, Vec b) { VIVARIUM_LANEWISE(a.lane[i] + b.lane[i]); }
 inline Vec Sub(Vec a, Vec b) { VIVARIUM_LANEWISE(a.lane[i] - b.lane[i]); }

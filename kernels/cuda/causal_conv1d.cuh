@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/segment.cuh"
 #include "kernels/ops.h"
 
 namespace vivarium::kernels::cuda {
@@ -57,14 +58,18 @@ template <int kWidth>
 __global__ void CausalConv1dKernel(CausalConv1dParams params) {
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * kConvThreads + threadIdx.x;
   if (channel >= params.channels) return;
-  const Segment segment = params.segments[blockIdx.y];
+  const int head = static_cast<int>(blockIdx.y);
+  if (IsContinued(params, head)) return;
   ConvChannel<kWidth> conv;
-  conv.Load(params, segment.read_slot, channel);
-  for (int64_t t = segment.token_begin; t < segment.token_begin + segment.num_tokens; ++t) {
-    params.out[t * params.out_stride + channel] =
-        conv.Step(params.x[t * params.x_stride + channel]);
-  }
-  conv.Store(params, segment.write_slot, channel);
+  conv.Load(params, params.segments[head].read_slot, channel);
+  ChainWalk walk(params, head);
+  do {
+    for (int64_t t = walk.begin; t < walk.end; ++t) {
+      params.out[t * params.out_stride + channel] =
+          conv.Step(params.x[t * params.x_stride + channel]);
+    }
+    conv.Store(params, walk.write_slot, channel);
+  } while (walk.Next(params));
 }
 
 template <int kWidth = 1>

@@ -81,7 +81,7 @@ class DecodeLaunches {
   template <int kWidth = kMinDecodeConvWidth>
   void LaunchIn(const DecodeInParams& in, cudaStream_t stream) const;
   void LaunchProject(const DecodeProjectParams& project, cudaStream_t stream) const;
-  template <int kStates = 1>
+  template <typename State, int kStates = 1>
   void LaunchStep(const DecodeStepParams& step, cudaStream_t stream) const;
 
   const MambaDecodeParams& params_;
@@ -109,14 +109,14 @@ void DecodeLaunches<kTokenTiles>::LaunchProject(const DecodeProjectParams& proje
 }
 
 template <int kTokenTiles>
-template <int kStates>
+template <typename State, int kStates>
 void DecodeLaunches<kTokenTiles>::LaunchStep(const DecodeStepParams& step,
                                              cudaStream_t stream) const {
   if (step.scan.d_state > kStates * kScanLanes) {
-    if constexpr (kStates < kMaxDecodeStates) LaunchStep<kStates * 2>(step, stream);
+    if constexpr (kStates < kMaxDecodeStates) LaunchStep<State, kStates * 2>(step, stream);
     return;
   }
-  LaunchDependent(device_.overlaps_launches, DecodeStepKernel<kStates>,
+  LaunchDependent(device_.overlaps_launches, DecodeStepKernel<kStates, State>,
                   dim3(static_cast<unsigned>(RoundUp(step.scan.channels) / kChannelTile)),
                   dim3(kDecodeThreads), step_shared_, stream, step);
 }
@@ -173,14 +173,20 @@ void DecodeLaunches<kTokenTiles>::Launch(const DecodeWeights& weights, cudaStrea
   step.scan.dt_bias = p.dt_bias;
   step.scan.d_skip = p.d_skip;
   step.scan.states = p.ssm_states;
-  step.scan.slot_stride = p.slot_stride;
+  step.scan.state_dtype = p.state_dtype;
+  step.scan.slot_stride = p.slot_stride * static_cast<int64_t>(sizeof(float)) /
+                          static_cast<int64_t>(DTypeBytes(p.state_dtype));
   step.scan.segments = p.segments;
   step.scan.channels = p.d_inner;
   step.scan.d_state = p.d_state;
   step.y = y_bf16;
   step.y_stride = bf16_stride;
   step.num_rows = num_rows_;
-  LaunchStep(step, stream);
+  if (p.state_dtype == DType::kBF16) {
+    LaunchStep<uint16_t>(step, stream);
+  } else {
+    LaunchStep<float>(step, stream);
+  }
 
   LaunchProject({y_bf16, bf16_stride, weights.out_proj, p.out_proj_bias, p.residual, p.d_model,
                  /*accumulates=*/true, p.d_model, p.d_inner, num_rows_},

@@ -92,7 +92,7 @@ static __device__ __forceinline__ void StageProjected(const DecodeStepParams& pa
 
 // Grid (channel tiles), kDecodeThreads threads, DecodeStepShared bytes. kStates: as for
 // SelectiveScanKernel, whose bits these are.
-template <int kStates>
+template <int kStates, typename State>
 __global__ void __launch_bounds__(kDecodeThreads, kStates <= 4 ? 3 : 2)
     DecodeStepKernel(DecodeStepParams params) {
   DYNAMIC_SHARED(unsigned char, shared);
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kStates <= 4 ? 3 : 2)
   const int tile_channel =
       warp % 2 * kScanWarpChannels + static_cast<int>(threadIdx.x) % kWarpSize % kScanWarpChannels;
   const int64_t first_channel = static_cast<int64_t>(blockIdx.x) * kChannelTile;
-  const ScanChannel<kStates> scan(params.scan, first_channel + tile_channel);
+  const ScanChannel<kStates, State> scan(params.scan, first_channel + tile_channel);
   float h[kStepRounds][kStates];
 #pragma unroll
   for (int i = 0; i < kStepRounds; ++i) {

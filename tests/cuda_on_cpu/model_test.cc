@@ -82,6 +82,34 @@ TEST(CudaModel, DecodeIsFused) {
   }
 }
 
+// States in bf16: prefill, chunks, chains and the fused decode step agree bit for bit.
+TEST(CudaModel, BF16States) {
+  const std::vector<int32_t> tokens = Tokens();
+  const auto cuda = Load(
+      "tiny-mamba-bf16",
+      {.weights = WeightFormat::kBF16, .state_dtype = kernels::DType::kBF16, .device = "cuda:0"});
+  ASSERT_TRUE(cuda);
+  EXPECT_TRUE(cuda->model().numerics_id().ends_with("-wbf16-sbf16"));
+  const std::vector<float> whole = cuda->Feed(tokens, 0, kNumTokens);
+  const std::vector<std::byte> state = cuda->ReadSlot(0);
+  for (const int chunk : {1, 7}) {
+    EXPECT_EQ(cuda->Feed(tokens, 1, chunk), whole) << "chunks of " << chunk;
+    EXPECT_EQ(cuda->ReadSlot(1), state) << "chunks of " << chunk;
+    cuda->ZeroSlot(1);
+  }
+  // A chain of segments of one token each, with all logits, is no decode step.
+  std::vector<kernels::Segment> chain;
+  std::vector<int32_t> rows;
+  for (int32_t t = 0; t < kNumTokens; ++t) {
+    rows.push_back(t);
+    const bool is_last = t + 1 == kNumTokens;
+    chain.push_back(
+        {t, 1, t == 0 ? 1 : kernels::kPreviousSegment, is_last ? 2 : kernels::kPadSlot});
+  }
+  EXPECT_EQ(cuda->Run({tokens, chain, rows}), whole);
+  EXPECT_EQ(cuda->ReadSlot(2), state);
+}
+
 // Three streams of one step, in a recording for four rows, then two in one for two: each has the
 // bits that it has alone; the pad row touches no slot.
 TEST(CudaModel, StreamsOfARecordedStepAreIndependent) {

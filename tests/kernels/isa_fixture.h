@@ -26,6 +26,7 @@ inline std::unique_ptr<Backend> MakeCpuBackend(const std::string& isa, int num_t
 #if defined(VIVARIUM_TEST_CUDA_ON_CPU)
 // The same tests against kernels/cuda (tests/cuda_on_cpu): device memory is host memory there.
 inline constexpr bool kEmulated = true;  // thousands of times slower: fewer repetitions
+inline bool OperandsAreStaged() { return false; }
 inline std::vector<std::string> AvailableIsas() { return {"cuda"}; }
 inline std::unique_ptr<Backend> MakeBackendOf(const std::string&, int) {
   std::string error;
@@ -36,12 +37,14 @@ inline std::unique_ptr<Backend> MakeBackendOf(const std::string&, int) {
 #else
 // Against the CPU backend, or the device that VIVARIUM_TEST_DEVICE names, with operands staged.
 inline constexpr bool kEmulated = false;
+inline bool OperandsAreStaged() {
+  return !test::TestsRunOnCpu() || test::EnvironmentOr("VIVARIUM_TEST_STAGED", "0") == "1";
+}
 inline std::unique_ptr<Backend> MakeBackendOf(const std::string& isa, int num_threads) {
   if (test::TestsRunOnCpu()) {
     std::unique_ptr<Backend> backend = MakeCpuBackend(isa, num_threads);
-    const bool staged = test::EnvironmentOr("VIVARIUM_TEST_STAGED", "0") == "1";
-    return staged && backend != nullptr ? MakeStagedBackend(std::move(backend))
-                                        : std::move(backend);
+    return OperandsAreStaged() && backend != nullptr ? MakeStagedBackend(std::move(backend))
+                                                     : std::move(backend);
   }
   std::string error;
   std::unique_ptr<Backend> backend = Backend::Create(test::TestDevice(), {}, &error);

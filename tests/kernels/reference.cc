@@ -111,7 +111,8 @@ StatefulReference ReferenceSelectiveScan(const SelectiveScanParams& params, int6
       };
       std::vector<double> h(static_cast<size_t>(params.d_state)), m(h.size());
       for (int64_t n = 0; n < params.d_state && segment.read_slot != kPadSlot; ++n) {
-        h[static_cast<size_t>(n)] = params.states[segment.read_slot * params.slot_stride + at(n)];
+        h[static_cast<size_t>(n)] = static_cast<const float*>(
+            params.states)[segment.read_slot * params.slot_stride + at(n)];
         m[static_cast<size_t>(n)] = std::abs(h[static_cast<size_t>(n)]);
       }
       for (int64_t t = segment.token_begin; t < segment.token_begin + segment.num_tokens; ++t) {

@@ -39,14 +39,26 @@ class Staging {
     if (rows > 0) Add(host, (rows - 1) * stride + columns);
   }
   // Slots 0 to the last one that a segment names.
-  void AddSlots(const float* states, int64_t slot_stride, int64_t slot_floats,
+  template <typename T>
+  void AddSlots(const T* states, int64_t slot_stride, int64_t slot_elements,
                 const Segment* segments, int64_t num_segments) {
     int64_t num_slots = 0;
     for (int64_t i = 0; i < num_segments; ++i) {
       num_slots =
           std::max<int64_t>(num_slots, std::max(segments[i].read_slot, segments[i].write_slot) + 1);
     }
-    AddRows(states, num_slots, slot_floats, slot_stride);
+    AddRows(states, num_slots, slot_elements, slot_stride);
+  }
+  // The same for states of `dtype`, f32 or bf16.
+  void AddSlots(const void* states, DType dtype, int64_t slot_stride, int64_t slot_elements,
+                const Segment* segments, int64_t num_segments) {
+    if (dtype == DType::kBF16) {
+      AddSlots(static_cast<const uint16_t*>(states), slot_stride, slot_elements, segments,
+               num_segments);
+    } else {
+      AddSlots(static_cast<const float*>(states), slot_stride, slot_elements, segments,
+               num_segments);
+    }
   }
 
   // Call when all are named.
@@ -165,7 +177,6 @@ class StagedBackend final : public Backend {
   void CausalConv1d(const CausalConv1dParams& params) override;
   void SelectiveScan(const SelectiveScanParams& params) override;
   void GatherRows(const GatherRowsParams& params) override;
-  void SampleTokens(const SampleTokensParams& params) override;
   bool MambaDecode(const MambaDecodeParams& params) override;
   bool NormLinear(const NormLinearParams& params) override;
 
@@ -248,7 +259,7 @@ void StagedBackend::SelectiveScan(const SelectiveScanParams& params) {
   staging.Add(p.a, tiled);
   staging.Add(p.dt_bias, p.channels);
   staging.Add(p.d_skip, p.channels);
-  staging.AddSlots(p.states, p.slot_stride, tiled, p.segments, p.num_segments);
+  staging.AddSlots(p.states, p.state_dtype, p.slot_stride, tiled, p.segments, p.num_segments);
   staging.AddRows(p.y, rows, p.channels, p.y_stride);
   staging.Add(p.segments, p.num_segments);
   staging.Send();
@@ -276,30 +287,6 @@ void StagedBackend::GatherRows(const GatherRowsParams& params) {
   on_->GatherRows(p);
 }
 
-void StagedBackend::SampleTokens(const SampleTokensParams& params) {
-  SampleTokensParams p = params;
-  Staging staging(on_.get());
-  int64_t num_logit_rows = 0, num_edits = 0;
-  for (int64_t r = 0; r < p.num_rows; ++r) {
-    num_logit_rows = std::max(num_logit_rows, p.rows[r].logit_row + 1);
-    num_edits = std::max<int64_t>(num_edits, p.rows[r].edits_begin + p.rows[r].num_edits);
-  }
-  staging.AddRows(p.logits, num_logit_rows, p.num_ids, p.logits_stride);
-  staging.Add(p.rows, p.num_rows);
-  staging.Add(p.edits, num_edits);
-  staging.Add(p.unedited, num_edits);
-  staging.Add(p.tokens, p.num_rows);
-  staging.Add(p.top, p.num_rows * kMaxTopLogprobs);
-  staging.Send();
-  p.logits = staging.At(p.logits);
-  p.rows = staging.At(p.rows);
-  p.edits = staging.At(p.edits);
-  p.unedited = staging.At(p.unedited);
-  p.tokens = staging.At(p.tokens);
-  p.top = staging.At(p.top);
-  on_->SampleTokens(p);
-}
-
 bool StagedBackend::MambaDecode(const MambaDecodeParams& params) {
   MambaDecodeParams p = params;
   Staging staging(on_.get());
@@ -315,7 +302,9 @@ bool StagedBackend::MambaDecode(const MambaDecodeParams& params) {
   staging.Add(p.out_proj_bias, p.d_model);
   staging.AddSlots(p.conv_states, p.slot_stride, (p.d_conv - 1) * p.d_inner, p.segments,
                    p.num_rows);
-  staging.AddSlots(p.ssm_states, p.slot_stride, tiled, p.segments, p.num_rows);
+  staging.AddSlots(p.ssm_states, p.state_dtype,
+                   p.slot_stride * static_cast<int64_t>(sizeof(float) / DTypeBytes(p.state_dtype)),
+                   tiled, p.segments, p.num_rows);
   staging.Add(p.scratch, p.num_rows * MambaDecodeScratchFloats(p.d_inner, p.dt_rank, p.d_state));
   staging.Add(p.segments, p.num_rows);
   staging.Send();
@@ -323,9 +312,10 @@ bool StagedBackend::MambaDecode(const MambaDecodeParams& params) {
                                 &p.dt_bias, &p.d_skip, &p.out_proj_bias}) {
     *operand = staging.At(*operand);
   }
-  for (float** operand : {&p.residual, &p.conv_states, &p.ssm_states, &p.scratch}) {
+  for (float** operand : {&p.residual, &p.conv_states, &p.scratch}) {
     *operand = staging.At(*operand);
   }
+  p.ssm_states = staging.At(p.ssm_states);
   p.segments = staging.At(p.segments);
   return on_->MambaDecode(p);
 }

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -18,7 +19,9 @@ namespace {
 
 using engine::Batch;
 using engine::WeightFormat;
+using kernels::DType;
 using kernels::kPadSlot;
+using kernels::kPreviousSegment;
 using kernels::Segment;
 using test::HarnessOptions;
 using test::MambaSpec;
@@ -30,11 +33,13 @@ struct Case {
   std::string isa;
   WeightFormat weights;
   bool is_falcon;
+  DType state_dtype = DType::kF32;
 };
 
 std::string CaseName(const testing::TestParamInfo<Case>& info) {
   return info.param.isa + (info.param.weights == WeightFormat::kF32 ? "F32" : "Bf16") +
-         (info.param.is_falcon ? "Falcon" : "Mamba");
+         (info.param.is_falcon ? "Falcon" : "Mamba") +
+         (info.param.state_dtype == DType::kBF16 ? "Bf16States" : "");
 }
 
 bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
@@ -64,6 +69,7 @@ class InvariantsTest : public testing::TestWithParam<Case> {
     HarnessOptions options;
     options.isa = GetParam().isa;
     options.weights = GetParam().weights;
+    options.state_dtype = GetParam().state_dtype;
     options.num_threads = num_threads;
     options.num_slots = kNumSlots;
     auto harness = ModelHarness::Load(directory_.path(), options);
@@ -110,6 +116,34 @@ TEST_P(InvariantsTest, PrefillOfAnyChunkingIsDecoding) {
     }
     EXPECT_TRUE(SameBits(logits, expected));
     EXPECT_TRUE(harness_->ReadSlot(1) == state);
+  }
+}
+
+// A prefill that leaves states on its way is the same prefill, and each of them the state that a
+// prefill up to there leaves.
+TEST_P(InvariantsTest, StatesInsideAChunkAreStatesAtItsEnd) {
+  const std::vector<float> expected = Decode(tokens_, 0);
+  const auto num_tokens = static_cast<int32_t>(tokens_.size());
+  std::vector<int32_t> rows(tokens_.size());
+  std::iota(rows.begin(), rows.end(), 0);
+  for (int trial = 0; trial < 6; ++trial) {
+    std::vector<Segment> chain;
+    for (int32_t begin = 0; begin < num_tokens;) {
+      const auto size = std::min(static_cast<int32_t>(1 + random_() % 25), num_tokens - begin);
+      const auto index = static_cast<int32_t>(chain.size());
+      chain.push_back({begin, size, index == 0 ? kPadSlot : kPreviousSegment,
+                       index + 1 < kNumSlots && random_() % 4 > 0 ? index + 1 : kPadSlot});
+      begin += size;
+    }
+    for (int32_t slot = 0; slot < kNumSlots; ++slot) harness_->ZeroSlot(slot);  // their padding
+    EXPECT_TRUE(SameBits(harness_->Run({tokens_, chain, rows}), expected));
+    for (const Segment& segment : chain) {
+      if (segment.write_slot == kPadSlot) continue;
+      const int32_t end = segment.token_begin + segment.num_tokens;
+      harness_->ZeroSlot(0);
+      harness_->Feed(std::span(tokens_).first(static_cast<size_t>(end)), 0, end);
+      EXPECT_EQ(harness_->ReadSlot(segment.write_slot), harness_->ReadSlot(0)) << "up to " << end;
+    }
   }
 }
 
@@ -231,6 +265,7 @@ std::vector<Case> Cases() {
     for (const WeightFormat weights : {WeightFormat::kF32, WeightFormat::kBF16}) {
       for (const bool is_falcon : {false, true}) cases.push_back({isa, weights, is_falcon});
     }
+    cases.push_back({isa, WeightFormat::kBF16, false, DType::kBF16});
   }
   return cases;
 }

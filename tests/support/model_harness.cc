@@ -23,6 +23,7 @@ absl::StatusOr<std::unique_ptr<ModelHarness>> ModelHarness::Load(const std::stri
   if (!config.ok()) return config.status();
   engine::ModelOptions model_options;
   model_options.weights = options.weights;
+  model_options.state_dtype = options.state_dtype;
   model_options.max_batch_tokens = options.max_batch_tokens;
   model_options.max_logit_rows = options.max_logit_rows;
   auto model = engine::Model::Load(**checkpoint, *config, harness->backend_.get(), model_options);

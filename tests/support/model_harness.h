@@ -16,6 +16,7 @@ namespace vivarium::test {
 
 struct HarnessOptions {
   engine::WeightFormat weights = engine::WeightFormat::kF32;
+  kernels::DType state_dtype = kernels::DType::kF32;
   int num_threads = 1;
   std::string device = TestDevice();
   std::string isa{};  // "" = the best of this machine

@@ -41,15 +41,16 @@ struct MambaWeights {
 class MambaMixer final : public Mixer {
  public:
   MambaMixer(const ModelConfig& config, kernels::Backend* backend, MambaWeights weights,
-             uint64_t conv_offset_bytes, uint64_t ssm_offset_bytes)
+             const StatePart& conv, const StatePart& ssm)
       : d_inner_(config.d_inner),
         d_state_(config.d_state),
         d_conv_(config.d_conv),
         dt_rank_(config.dt_rank),
         has_norms_(config.mixer_norms),
         norm_eps_(config.mixer_norm_eps),
-        conv_offset_bytes_(conv_offset_bytes),
-        ssm_offset_bytes_(ssm_offset_bytes),
+        conv_offset_bytes_(conv.offset_bytes),
+        ssm_offset_bytes_(ssm.offset_bytes),
+        ssm_dtype_(ssm.dtype),
         backend_(backend),
         weights_(std::move(weights)) {}
 
@@ -81,6 +82,7 @@ class MambaMixer final : public Mixer {
   const float norm_eps_;
   const uint64_t conv_offset_bytes_;
   const uint64_t ssm_offset_bytes_;
+  const kernels::DType ssm_dtype_;
   kernels::Backend* const backend_;
   const MambaWeights weights_;
 };
@@ -142,8 +144,9 @@ void MambaMixer::Scan(const MixerStep& step, float* xz, const float* dbl, const 
   params.a = weights_.a.f32();
   params.dt_bias = weights_.dt_bias.f32();
   params.d_skip = weights_.d_skip.f32();
-  params.states = reinterpret_cast<float*>(step.slots + ssm_offset_bytes_);
-  params.slot_stride = static_cast<int64_t>(step.slot_bytes / sizeof(float));
+  params.states = step.slots + ssm_offset_bytes_;
+  params.state_dtype = ssm_dtype_;
+  params.slot_stride = static_cast<int64_t>(step.slot_bytes / kernels::DTypeBytes(ssm_dtype_));
   params.y = xz;
   params.y_stride = xz_stride();
   params.segments = step.segments;
@@ -190,7 +193,8 @@ bool MambaMixer::Decode(const MixerStep& step) {
   params.out_proj = weights_.out_proj.get();
   params.out_proj_bias = weights_.out_proj_bias.f32();
   params.conv_states = reinterpret_cast<float*>(step.slots + conv_offset_bytes_);
-  params.ssm_states = reinterpret_cast<float*>(step.slots + ssm_offset_bytes_);
+  params.ssm_states = step.slots + ssm_offset_bytes_;
+  params.state_dtype = ssm_dtype_;
   params.slot_stride = static_cast<int64_t>(step.slot_bytes / sizeof(float));
   params.scratch = step.scratch;
   params.segments = step.segments;
@@ -303,27 +307,30 @@ std::string PartName(int64_t layer_index, const char* part) {
   return absl::StrCat("layers.", layer_index, ".", part);
 }
 
-void AppendPart(std::string name, std::vector<int64_t> shape, StateLayout* layout) {
-  uint64_t size_bytes = sizeof(float);
+void AppendPart(std::string name, kernels::DType dtype, std::vector<int64_t> shape,
+                StateLayout* layout) {
+  uint64_t size_bytes = kernels::DTypeBytes(dtype);
   for (const int64_t extent : shape) size_bytes *= static_cast<uint64_t>(extent);
-  layout->parts.push_back(StatePart{std::move(name), kernels::DType::kF32, std::move(shape),
-                                    layout->slot_bytes, size_bytes});
+  layout->parts.push_back(
+      StatePart{std::move(name), dtype, std::move(shape), layout->slot_bytes, size_bytes});
   layout->slot_bytes = static_cast<uint64_t>(
       RoundUp(static_cast<int64_t>(layout->slot_bytes + size_bytes), kStateAlignment));
 }
 
-uint64_t PartOffset(const StateLayout& layout, const std::string& name) {
+const StatePart& FindPart(const StateLayout& layout, const std::string& name) {
   for (const StatePart& part : layout.parts) {
-    if (part.name == name) return part.offset_bytes;
+    if (part.name == name) return part;
   }
   std::abort();  // the layout was made for another model: our own bug
 }
 
 }  // namespace
 
-void AppendMambaState(const ModelConfig& config, int64_t layer_index, StateLayout* layout) {
-  AppendPart(PartName(layer_index, "conv"), {config.d_conv - 1, config.d_inner}, layout);
-  AppendPart(PartName(layer_index, "ssm"),
+void AppendMambaState(const ModelConfig& config, int64_t layer_index, kernels::DType ssm_dtype,
+                      StateLayout* layout) {
+  AppendPart(PartName(layer_index, "conv"), kernels::DType::kF32,
+             {config.d_conv - 1, config.d_inner}, layout);
+  AppendPart(PartName(layer_index, "ssm"), ssm_dtype,
              {RoundUp(config.d_inner, kChannelTile) / kChannelTile, config.d_state, kChannelTile},
              layout);
 }
@@ -335,8 +342,8 @@ absl::StatusOr<std::unique_ptr<Mixer>> LoadMamba(const ModelConfig& config, int6
       ReadWeights(config, absl::StrCat("backbone.layers.", layer_index, ".mixer."), reader);
   if (!weights.ok()) return weights.status();
   return std::make_unique<MambaMixer>(config, backend, *std::move(weights),
-                                      PartOffset(layout, PartName(layer_index, "conv")),
-                                      PartOffset(layout, PartName(layer_index, "ssm")));
+                                      FindPart(layout, PartName(layer_index, "conv")),
+                                      FindPart(layout, PartName(layer_index, "ssm")));
 }
 
 }  // namespace vivarium::engine

@@ -20,8 +20,10 @@
 
 namespace vivarium::engine {
 
-// Appends the parts of layer `layer_index`'s state to `layout`, at the next multiple of 64 bytes.
-void AppendMambaState(const ModelConfig& config, int64_t layer_index, StateLayout* layout);
+// Appends the parts of layer `layer_index`'s state to `layout`, at the next multiple of 64 bytes:
+// the convolution's window as f32, the SSM state as ssm_dtype (f32 or bf16).
+void AppendMambaState(const ModelConfig& config, int64_t layer_index, kernels::DType ssm_dtype,
+                      StateLayout* layout);
 
 // Reads layer `layer_index` (tensors "backbone.layers.<i>.mixer.*"). `layout` must hold its parts.
 absl::StatusOr<std::unique_ptr<Mixer>> LoadMamba(const ModelConfig& config, int64_t layer_index,
