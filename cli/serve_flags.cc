@@ -66,6 +66,8 @@ void ServeFlags::Declare(CLI::App* app) {
   add.Group("States");
   add.Text("--chat-format", o.chat_format, "Format of chats; default: the model's", "NAME");
   add.Number("--default-ttl-seconds", o.default_ttl_seconds, "Of states; 0 = for ever");
+  add.Number("--disk-reserve-bytes", o.disk_reserve_bytes,
+             "Below so much free disk nothing is saved, until there is space");
   add.Number("--sweep-seconds", o.sweep_seconds, "Between looks for expired states");
   add.Number("--request-ttl-seconds", o.request_ttl_seconds, "That a request id is remembered");
   add.Group("Running");

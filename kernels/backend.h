@@ -137,6 +137,7 @@ class Backend {
   virtual void CausalConv1d(const CausalConv1dParams& params) = 0;
   virtual void SelectiveScan(const SelectiveScanParams& params) = 0;
   virtual void GatherRows(const GatherRowsParams& params) = 0;
+  virtual void SampleTokens(const SampleTokensParams& params) = 0;
   // Fused ops: false, with nothing done, where this backend has no fused form for these params (the
   // CPU never has one); the ops above do the same.
   virtual bool MambaDecode(const MambaDecodeParams&) { return false; }

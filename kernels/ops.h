@@ -208,4 +208,74 @@ struct GatherRowsParams {
   int64_t channels;
 };
 
+// How the token of one row is chosen, in the order in which things act: the row's edits (bias,
+// penalties, bans), temperature, top_k, top_p, min_p. The filters select by (logit, lower id
+// first):
+//   top_k  the k largest;
+//   top_p  of these, the fewest of the largest whose weights sum to at least top_p of their sum;
+//   min_p  of these, those with at least min_p times the largest weight.
+// The largest is always kept. Ids that weigh less than 2^-42 of the largest are never sampled.
+struct SampleRow {
+  int64_t logit_row;         // row of the logits; -1 = a pad row: nothing is done
+  uint64_t seed;             // key of the counter RNG: random(seed, position)
+  uint64_t position;         // absolute index of the token in its thread
+  float temperature;         // >= 0; 0 = the largest logit, ties to the lower id
+  float top_p;               // (0, 1]
+  float min_p;               // [0, 1]
+  float repetition_penalty;  // > 0: these three act on edits with kRecent
+  float presence_penalty;
+  float frequency_penalty;
+  int32_t top_k;             // >= 0; 0 = off
+  int32_t given_id;          // >= 0: choose this id; -1: sample
+  int32_t num_top_logprobs;  // -1 = no log-probabilities; else of the chosen and of the n best
+  int32_t edits_begin;       // edits [edits_begin, edits_begin + num_edits) are this row's
+  int32_t num_edits;
+  int32_t reserved = 0;
+};
+inline constexpr int32_t kMaxTopLogprobs = 20;
+
+// A change of one logit before sampling (EditedLogit in sampling_math.h). The ids of one row's
+// edits are distinct.
+struct LogitEdit {
+  static constexpr uint32_t kRecent = 1;  // in the window of recent tokens: is penalised
+  static constexpr uint32_t kBanned = 2;  // can't be chosen
+  int32_t token_id;                       // 0 <= token_id < num_ids
+  float bias;                             // added; 0 = none
+  int32_t num_outputs;                    // how often it was generated in the window
+  uint32_t flags;
+};
+
+enum class SampleStatus : int32_t {
+  kOk = 0,
+  kBadLogit = 1,     // a logit is NaN or +infinity
+  kNothingLeft = 2,  // all logits are -infinity or banned
+};
+struct SampledToken {
+  int32_t token_id;  // kOk: the chosen one; kBadLogit: the first bad one
+  SampleStatus status;
+  float bad_logit;  // kBadLogit: its value
+  float logprob;    // kOk, where asked for
+};
+struct RankedToken {
+  int32_t token_id;
+  float logprob;
+};
+
+// tokens[r] = the token that rows[r] asks for. -infinity = can't be chosen. Log-probabilities are
+// natural, of the softmax over the usable ids of the raw logits. All sums are of integers: the
+// results have the same bits on every backend.
+struct SampleTokensParams {
+  float* logits;  // [*, num_ids] stride logits_stride; edited on the way, then as before
+  int64_t logits_stride;
+  int64_t num_ids;        // usable ids are 0 .. num_ids - 1; 1 .. kMaxSampledIds
+  const SampleRow* rows;  // [num_rows]; no logit_row twice
+  int64_t num_rows;
+  const LogitEdit* edits;  // of all rows; may be null where there are none
+  float* unedited;         // scratch, one per edit; may be null where there are none
+  SampledToken* tokens;    // [num_rows]
+  RankedToken* top;        // [num_rows][kMaxTopLogprobs], best first: num_top_logprobs (at most
+                           // num_ids) are written; may be null where none are asked for
+};
+inline constexpr int64_t kMaxSampledIds = int64_t{1} << 21;
+
 }  // namespace vivarium::kernels

@@ -141,6 +141,8 @@ struct Metrics::Families {
   prometheus::Gauge& sessions = Gauge("vivarium_sessions", "Sessions.");
   prometheus::Gauge& live_bytes = Gauge("vivarium_store_live_bytes", "Bytes of these states.");
   prometheus::Gauge& disk_bytes = Gauge("vivarium_store_disk_bytes", "Bytes of the store on disk.");
+  prometheus::Gauge& read_only =
+      Gauge("vivarium_store_read_only", "1 while nothing can be saved: a fault, or a full disk.");
   prometheus::Gauge& draining = Gauge("vivarium_draining", "1 while the server drains.");
 
   std::unique_ptr<prometheus::Exposer> exposer;  // goes first
@@ -213,6 +215,7 @@ void Metrics::SetStore(const statestore::StoreStats& stats) {
   families_->sessions.Set(static_cast<double>(stats.num_sessions));
   families_->live_bytes.Set(static_cast<double>(stats.live_bytes));
   families_->disk_bytes.Set(static_cast<double>(stats.disk_bytes));
+  families_->read_only.Set(stats.is_read_only ? 1 : 0);
 }
 
 void Metrics::SetDraining(bool is_draining) { families_->draining.Set(is_draining ? 1 : 0); }

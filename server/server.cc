@@ -212,7 +212,10 @@ absl::Status RunningServer::OpenStore() {
     store_ = std::make_unique<statestore::MemoryStore>(absl::Now, &observer_);
     log_->warn("event=store_opened store=memory note=\"nothing survives the process\"");
   } else {
-    auto store = statestore::OpenRocksDbStore(parts_.options.store_dir, {}, absl::Now, &observer_);
+    statestore::RocksDbOptions options;
+    options.disk_reserve_bytes = static_cast<uint64_t>(parts_.options.disk_reserve_bytes);
+    auto store =
+        statestore::OpenRocksDbStore(parts_.options.store_dir, options, absl::Now, &observer_);
     if (!store.ok()) return store.status();
     store_ = *std::move(store);
     log_->info("event=store_opened store={}", parts_.options.store_dir);

@@ -51,6 +51,7 @@ struct ServerOptions {
 
   // States. 0 = states of requests without a ttl never expire.
   int64_t default_ttl_seconds = 0;
+  int64_t disk_reserve_bytes = int64_t{256} << 20;  // rocksdb_store.h
   int32_t sweep_seconds = 60;  // how often expired states and requests are dropped
   // How long finished requests are remembered for idempotent retries (the store bounds how many).
   int32_t request_ttl_seconds = 3600;

@@ -1,7 +1,5 @@
 // RocksDbStore::Apply.
 #include <algorithm>
-#include <filesystem>
-#include <system_error>
 
 #include "absl/strings/str_cat.h"
 #include "statestore/byte_codec.h"
@@ -78,14 +76,15 @@ absl::Status RocksDbStore::ApplyValid(const Commit& commit, uint64_t num_bytes) 
           absl::StrCat("state ", state.manifest.id, " is being written"));
     }
   }
-  absl::Status status = database_->CheckWritable();
+  // Every byte goes to the log and to a blob file.
+  absl::Status status = database_->CheckSpace(2 * num_bytes);
+  if (status.ok()) status = database_->CheckWritable();
   if (!status.ok()) return status;
   std::vector<ChunkTable> tables;
   bool is_new_request = false;
   if (!commit.states.empty()) {
     rocksdb::WriteBatch unused;
     status = PlanCommit(commit, tables, &unused, &is_new_request);
-    if (status.ok()) status = CheckDiskSpace(num_bytes);
     if (!status.ok()) return status;
     status = WriteChunks(commit, &tables);
   }
@@ -113,21 +112,6 @@ absl::Status RocksDbStore::ApplyValid(const Commit& commit, uint64_t num_bytes) 
     events_->OnFault(trimmed);
   }
   return absl::OkStatus();
-}
-
-absl::Status RocksDbStore::CheckDiskSpace(uint64_t num_bytes) {
-  std::error_code error;
-  const std::filesystem::space_info space = std::filesystem::space(directory_, error);
-  if (error) {
-    return absl::UnavailableError(
-        absl::StrCat("store ", directory_, ": cannot ask for free space: ", error.message()));
-  }
-  // Once in the log, once in a blob file.
-  const uint64_t needed_bytes = 2 * num_bytes + options_.disk_reserve_bytes;
-  if (space.available >= needed_bytes) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrCat(
-      "disk of the store: ", static_cast<uint64_t>(space.available), " bytes free, expected ",
-      needed_bytes, " (2 x ", num_bytes, " and a reserve of ", options_.disk_reserve_bytes, ")"));
 }
 
 absl::Status RocksDbStore::WriteChunks(const Commit& commit, std::vector<ChunkTable>* tables) {

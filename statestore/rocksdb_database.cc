@@ -2,6 +2,7 @@
 
 #include <rocksdb/cache.h>
 #include <rocksdb/env.h>
+#include <rocksdb/listener.h>
 #include <rocksdb/table.h>
 #include <rocksdb/utilities/checkpoint.h>
 
@@ -23,20 +24,19 @@ constexpr char kChunksFamily[] = "chunks";
 constexpr size_t kBlockCacheBytes = 32 << 20;
 constexpr size_t kManifestBufferBytes = 16 << 20;
 constexpr uint64_t kMaxLogBytes = uint64_t{256} << 20;  // of the write-ahead log, before a flush
+constexpr uint64_t kMinResumeBytes = uint64_t{4} << 20;
 constexpr size_t kMinBlobBytes = 4 << 10;
 constexpr uint64_t kBlobFileBytes = uint64_t{128} << 20;
 
 rocksdb::Slice ToSlice(std::string_view bytes) { return {bytes.data(), bytes.size()}; }
 
-rocksdb::DBOptions MakeDbOptions(const RocksDbOptions& options) {
+rocksdb::DBOptions MakeDbOptions(rocksdb::Env* env) {
   rocksdb::DBOptions db_options;
   db_options.create_if_missing = true;
   db_options.create_missing_column_families = true;
-  if (options.env != nullptr) db_options.env = options.env;
+  db_options.env = env;
   db_options.paranoid_checks = true;
-  // After a failed sync nobody knows what is on disk: no retry, no resume (Rebello et al. 2020,
-  // "Can Applications Recover from fsync Failures?").
-  db_options.max_bgerror_resume_count = 0;
+  db_options.max_bgerror_resume_count = 0;  // see Listener: nothing goes on by itself
   // A torn end of the log is what a crash leaves of writes that nobody was told of.
   db_options.wal_recovery_mode = rocksdb::WALRecoveryMode::kPointInTimeRecovery;
   db_options.max_total_wal_size = kMaxLogBytes;
@@ -98,6 +98,25 @@ absl::Status FromRocksDb(const rocksdb::Status& status, const std::string& what)
   return absl::UnavailableError(message);
 }
 
+// Background work that fails must be known at once, not at the next write; and RocksDB must not go
+// on by itself: after a failed sync never, after a full disk when Resume says so.
+class RocksDbDatabase::Listener final : public rocksdb::EventListener {
+ public:
+  explicit Listener(RocksDbDatabase* database) : database_(database) {}
+
+  void OnBackgroundError(rocksdb::BackgroundErrorReason /*reason*/,
+                         rocksdb::Status* error) override {
+    database_->TakeFailure(*error, FromRocksDb(*error, "background work"));
+  }
+  void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason /*reason*/, rocksdb::Status /*error*/,
+                            bool* auto_recovery) override {
+    *auto_recovery = false;
+  }
+
+ private:
+  RocksDbDatabase* const database_;
+};
+
 RocksDbRange::RocksDbRange(rocksdb::DB* db, std::string begin, std::string end,
                            const rocksdb::Snapshot* snapshot)
     : begin_(std::move(begin)), end_(std::move(end)), lower_(begin_), upper_(end_) {
@@ -110,9 +129,19 @@ RocksDbRange::RocksDbRange(rocksdb::DB* db, std::string begin, std::string end,
 
 absl::Status RocksDbRange::status() const { return FromRocksDb(iterator_->status(), "list"); }
 
+RocksDbDatabase::RocksDbDatabase(const std::string& directory, const RocksDbOptions& options,
+                                 StoreEvents* events)
+    : directory_(directory),
+      disk_reserve_bytes_(options.disk_reserve_bytes),
+      events_(events),
+      guard_(std::make_shared<WriteGuard>(
+          options.env != nullptr ? options.env->GetFileSystem() : rocksdb::FileSystem::Default(),
+          directory)),
+      env_(rocksdb::NewCompositeEnv(guard_)) {}
+
 absl::StatusOr<std::unique_ptr<RocksDbDatabase>> RocksDbDatabase::Open(
     const std::string& directory, const RocksDbOptions& options, StoreEvents* events) {
-  auto database = std::unique_ptr<RocksDbDatabase>(new RocksDbDatabase(options, events));
+  auto database = std::unique_ptr<RocksDbDatabase>(new RocksDbDatabase(directory, options, events));
   if (absl::Status status = database->OpenDb(directory, options); !status.ok()) return status;
   if (absl::Status status = database->CheckFormat(directory); !status.ok()) return status;
   return database;
@@ -125,15 +154,17 @@ absl::Status RocksDbDatabase::OpenDb(const std::string& directory, const RocksDb
   };
   std::vector<rocksdb::ColumnFamilyHandle*> handles;
   rocksdb::DB* db = nullptr;
-  const rocksdb::Status status =
-      rocksdb::DB::Open(MakeDbOptions(options), directory, families, &handles, &db);
+  rocksdb::DBOptions db_options = MakeDbOptions(env_.get());
+  db_options.listeners.push_back(std::make_shared<Listener>(this));
+  const rocksdb::Status status = rocksdb::DB::Open(db_options, directory, families, &handles, &db);
   if (IsLockError(status)) {
     return absl::FailedPreconditionError(
         absl::StrCat("store ", directory,
                      " is open already, in another process or in this one (its file LOCK "
                      "is held)"));
   }
-  if (status.IsInvalidArgument()) {
+  const bool could_not_read = absl::StrContains(status.ToString(), "IO error");
+  if (status.IsInvalidArgument() && !could_not_read) {
     return absl::FailedPreconditionError(absl::StrCat(
         "store ", directory, ": not one of ours, or of a newer version: ", status.ToString()));
   }
@@ -191,25 +222,107 @@ absl::Status RocksDbDatabase::GetChunk(const std::string& key, const rocksdb::Sn
   return FromRocksDb(db_->Get(options, chunks_.get(), key, chunk), "read chunk");
 }
 
-absl::Status RocksDbDatabase::CheckWritable() const {
-  absl::MutexLock lock(&mutex_);
-  if (fault_.ok()) return absl::OkStatus();
+absl::Status RocksDbDatabase::Fault() const {
   return absl::UnavailableError(absl::StrCat(
       "the store stopped writing, until the program is restarted, after: ", fault_.message()));
+}
+
+absl::Status RocksDbDatabase::CheckWritable() {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!fault_.ok()) return Fault();
+    if (!is_full_) return absl::OkStatus();
+  }
+  // For all that is in memory, once more, and new logs: to try without would be the end.
+  uint64_t in_memory_bytes = 0;
+  db_->GetAggregatedIntProperty(rocksdb::DB::Properties::kSizeAllMemTables, &in_memory_bytes);
+  absl::Status space = CheckSpace(2 * in_memory_bytes + kMinResumeBytes);
+  if (!space.ok()) return space;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!fault_.ok()) return Fault();
+    if (!is_full_) return absl::OkStatus();
+    if (is_resuming_) {
+      return absl::ResourceExhaustedError(
+          "disk of the store: it was full, and writing is about to go on; try again");
+    }
+    is_resuming_ = true;
+  }
+  absl::Status status = Resume();
+  absl::MutexLock lock(&mutex_);
+  is_resuming_ = false;
+  if (status.ok()) is_full_ = false;
+  return fault_.ok() ? status : Fault();
+}
+
+// RocksDB writes all that it has in memory to new files, and begins a new log.
+absl::Status RocksDbDatabase::Resume() {
+  guard_->ForgetNoSpace();
+  const rocksdb::Status status = db_->Resume();
+  absl::Status result = FromRocksDb(status, "writing after the disk was full");
+  if (!result.ok()) TakeFailure(status, result);
+  return result;
+}
+
+rocksdb::Status RocksDbDatabase::KeepResumable() {
+  uint64_t num_in_memory = 0;
+  db_->GetIntProperty(default_.get(), rocksdb::DB::Properties::kNumEntriesActiveMemTable,
+                      &num_in_memory);
+  if (num_in_memory > 0) return rocksdb::Status::OK();
+  rocksdb::WriteBatch batch;
+  batch.Put(ToSlice(kFormatKey), Frame(kFormatFrame, ""));
+  rocksdb::WriteOptions options;
+  options.disableWAL = true;  // it is there already
+  return db_->Write(options, &batch);
+}
+
+void RocksDbDatabase::TakeFailure(const rocksdb::Status& status, const absl::Status& fault) {
+  const WriteGuard::Health health = guard_->health();
+  // RocksDB does not go on after a full disk kept it from beginning a new log.
+  const bool is_fatal = status.severity() >= rocksdb::Status::Severity::kFatalError;
+  const bool is_full = health != WriteGuard::Health::kBroken && !is_fatal &&
+                       (status.IsNoSpace() || health == WriteGuard::Health::kNoSpace);
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!fault_.ok() || (is_full && is_full_)) return;
+    if (is_full) {
+      is_full_ = true;
+    } else {
+      fault_ = fault;
+    }
+  }
+  if (events_ != nullptr) events_->OnFault(fault);
 }
 
 absl::Status RocksDbDatabase::Write(rocksdb::WriteBatch* batch, bool sync) {
   if (absl::Status status = CheckWritable(); !status.ok()) return status;
   rocksdb::WriteOptions options;
   options.sync = sync;
-  absl::Status status = FromRocksDb(db_->Write(options, batch), "write");
-  if (status.ok()) return status;
-  {
-    absl::MutexLock lock(&mutex_);
-    if (fault_.ok()) fault_ = status;
-  }
-  if (events_ != nullptr) events_->OnFault(status);
+  rocksdb::Status written = KeepResumable();
+  if (written.ok()) written = db_->Write(options, batch);
+  absl::Status status = FromRocksDb(written, "write");
+  if (!status.ok()) TakeFailure(written, status);
   return status;
+}
+
+absl::StatusOr<uint64_t> RocksDbDatabase::FreeBytes() const {
+  uint64_t free_bytes = 0;
+  const rocksdb::IOStatus status =
+      guard_->GetFreeSpace(directory_, rocksdb::IOOptions(), &free_bytes, nullptr);
+  if (!status.ok()) return FromRocksDb(status, "ask for free space");
+  return free_bytes;
+}
+
+absl::Status RocksDbDatabase::CheckSpace(uint64_t wanted_bytes) const {
+  absl::StatusOr<uint64_t> free_bytes = FreeBytes();
+  if (!free_bytes.ok()) return free_bytes.status();
+  if (*free_bytes >= disk_reserve_bytes_ && *free_bytes - disk_reserve_bytes_ >= wanted_bytes) {
+    return absl::OkStatus();
+  }
+  return absl::ResourceExhaustedError(
+      absl::StrCat("disk of the store: ", *free_bytes, " bytes free, expected ", wanted_bytes,
+                   " and a reserve of ", disk_reserve_bytes_,
+                   "; nothing is saved until there is space, reading and deleting go on"));
 }
 
 absl::Status RocksDbDatabase::Checkpoint(const std::string& directory) {

@@ -1,5 +1,6 @@
 // RocksDbDatabase: one open RocksDB with our options, as the store uses it: reads that answer
-// absl::Status, and writes that stop for good after the first that failed.
+// absl::Status, and writes that stop for good after the first that failed, or until there is space
+// again where the disk was full.
 #pragma once
 
 #include <rocksdb/db.h>
@@ -15,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "statestore/rocksdb_store.h"
+#include "statestore/rocksdb_write_guard.h"
 
 namespace vivarium::statestore {
 
@@ -72,26 +74,45 @@ class RocksDbDatabase {
   // Bytes as stored, unverified: the caller has a checksum. NOT_FOUND where there is no such chunk.
   absl::Status GetChunk(const std::string& key, const rocksdb::Snapshot* snapshot,
                         rocksdb::PinnableSlice* chunk);
-  // UNAVAILABLE once a write has failed, naming that failure.
-  absl::Status CheckWritable() const;
-  // `sync`: durable when this returns. A failure is reported as a fault, and is the last write.
+  // UNAVAILABLE once a write has failed, naming that failure: for good. RESOURCE_EXHAUSTED after a
+  // write that met a full disk, until there is space: then this call makes RocksDB go on.
+  absl::Status CheckWritable();
+  // `sync`: durable when this returns. A failure is reported as a fault.
   absl::Status Write(rocksdb::WriteBatch* batch, bool sync);
+  absl::StatusOr<uint64_t> FreeBytes() const;
+  // RESOURCE_EXHAUSTED, naming both, where less than the reserve and `wanted_bytes` are free.
+  absl::Status CheckSpace(uint64_t wanted_bytes) const;
   absl::Status Checkpoint(const std::string& directory);
 
  private:
-  RocksDbDatabase(const RocksDbOptions& options, StoreEvents* events)
-      : events_(events), env_(options.env) {}
+  class Listener;
+
+  RocksDbDatabase(const std::string& directory, const RocksDbOptions& options, StoreEvents* events);
+  // What a failed write or background work means: nothing was there before, or it is the first.
+  void TakeFailure(const rocksdb::Status& status, const absl::Status& fault)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status Fault() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status Resume() ABSL_LOCKS_EXCLUDED(mutex_);
+  // A log whose last record may be torn must not be written to again, and RocksDB begins a new one,
+  // on Resume, only with something in memory: so there always is.
+  rocksdb::Status KeepResumable();
   absl::Status OpenDb(const std::string& directory, const RocksDbOptions& options);
   absl::Status CheckFormat(const std::string& directory);
 
+  const std::string directory_;
+  const uint64_t disk_reserve_bytes_;
   StoreEvents* const events_;
-  rocksdb::Env* const env_;
+  const std::shared_ptr<WriteGuard> guard_;
+  const std::unique_ptr<rocksdb::Env> env_;  // on guard_
+  // Before db_, whose background work reports to it.
+  mutable absl::Mutex mutex_;
+  absl::Status fault_ ABSL_GUARDED_BY(mutex_);    // of the first write that failed for good
+  bool is_full_ ABSL_GUARDED_BY(mutex_) = false;  // a write met a full disk
+  bool is_resuming_ ABSL_GUARDED_BY(mutex_) = false;
   std::unique_ptr<rocksdb::DB> db_;
   // Declared after db_: handles go before the database.
   std::unique_ptr<rocksdb::ColumnFamilyHandle> default_;
   std::unique_ptr<rocksdb::ColumnFamilyHandle> chunks_;
-  mutable absl::Mutex mutex_;
-  absl::Status fault_ ABSL_GUARDED_BY(mutex_);  // of the first write that failed
 };
 
 // DATA_LOSS, RESOURCE_EXHAUSTED or UNAVAILABLE with RocksDB's own words after `what`.

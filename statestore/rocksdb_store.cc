@@ -320,6 +320,7 @@ absl::StatusOr<StoreStats> RocksDbStore::Stats() {
   stats.num_sessions = static_cast<uint64_t>(total.num_sessions);
   stats.live_bytes = static_cast<uint64_t>(total.live_bytes);
   stats.disk_bytes = DiskBytes(directory_);
+  stats.is_read_only = !database_->CheckWritable().ok() || !database_->CheckSpace(0).ok();
   return stats;
 }
 

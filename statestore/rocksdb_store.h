@@ -18,8 +18,10 @@ namespace vivarium::statestore {
 
 struct RocksDbOptions {
   uint32_t chunk_bytes = kDefaultChunkBytes;  // multiple of 64 in [kMinChunkBytes, kMaxChunkBytes]
-  // A commit that would leave less free disk space is RESOURCE_EXHAUSTED.
-  uint64_t disk_reserve_bytes = uint64_t{64} << 20;
+  // Below so much free disk space the store is read-only: commits and updates are
+  // RESOURCE_EXHAUSTED (free bytes and reserve named) before anything is written; reading and
+  // deleting go on; with the space the store recovers by itself.
+  uint64_t disk_reserve_bytes = uint64_t{256} << 20;
   size_t max_requests_per_tenant = kMaxRequestsPerTenant;
   // States that one page of a list looks at; a page that reaches it ends early, with a token.
   size_t max_scanned_per_page = 20000;

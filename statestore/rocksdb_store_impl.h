@@ -100,7 +100,6 @@ class RocksDbStore final : public StateStore {
 
   // --- committing (rocksdb_commit.cc) ---
   absl::Status ApplyValid(const Commit& commit, uint64_t num_bytes);
-  absl::Status CheckDiskSpace(uint64_t num_bytes);
   absl::Status WriteChunks(const Commit& commit, std::vector<ChunkTable>* tables);
   absl::Status WriteChunksOf(const Commit::NewState& state, const ChunkTable& table);
   // Everything a commit must be checked for; fills `batch` on the way. `tables` may be empty for a

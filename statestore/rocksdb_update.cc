@@ -36,6 +36,7 @@ absl::StatusOr<StateManifest> RocksDbStore::UpdateState(const std::string& tenan
   absl::Status status = ValidateTenant(tenant);
   if (status.ok()) status = ValidateStateId(id);
   if (status.ok() && update.labels.has_value()) status = ValidateLabels(*update.labels);
+  if (status.ok()) status = database_->CheckSpace(0);
   if (!status.ok()) return status;
   const CommitLocks::Holder held = locks_.LockKeys({Key(KeyKind::kManifest, tenant, id)});
   absl::StatusOr<StoredManifest> stored = ReadLive(tenant, id, nullptr);

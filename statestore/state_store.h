@@ -123,8 +123,9 @@ struct StoreStats {
   uint64_t num_states = 0;     // with bytes
   uint64_t num_manifests = 0;  // dropped ones included
   uint64_t num_sessions = 0;
-  uint64_t live_bytes = 0;  // chunks of the states with bytes, as stored
-  uint64_t disk_bytes = 0;  // what the store occupies on disk (0 for the in-memory store)
+  uint64_t live_bytes = 0;    // chunks of the states with bytes, as stored
+  uint64_t disk_bytes = 0;    // what the store occupies on disk (0 for the in-memory store)
+  bool is_read_only = false;  // nothing can be saved now: a fault, or too little free disk space
 };
 
 // Background faults and measurements, called from any thread; must not block nor call the store.

@@ -53,6 +53,7 @@ class CpuBackend final : public Backend {
   void CausalConv1d(const CausalConv1dParams& params) override;
   void SelectiveScan(const SelectiveScanParams& params) override;
   void GatherRows(const GatherRowsParams& params) override;
+  void SampleTokens(const SampleTokensParams& params) override;
 
  private:
   CpuBackend(const OpTable* ops, std::unique_ptr<ThreadPool> pool)

@@ -8,7 +8,10 @@
 #include "kernels/cpu/linear_impl.h"
 #include "kernels/cpu/linear_widening_impl.h"
 #include "kernels/cpu/rms_norm_impl.h"
+#include "kernels/cpu/sampling_lanes_avx2.h"
 #include "kernels/cpu/selective_scan_impl.h"
+//
+#include "kernels/cpu/sample_tokens_impl.h"
 
 namespace vivarium::kernels {
 
@@ -24,6 +27,11 @@ const OpTable* Avx2Ops() {
       .rms_norm = RmsNorm,
       .causal_conv1d = CausalConv1d,
       .selective_scan = SelectiveScan,
+      .logit_range = RangeOfLogits,
+      .find_logit = FindLogit,
+      .find_nth_ordered = FindNthOrdered,
+      .sum_weights = SumWeights,
+      .count_by_order = CountByOrder,
   };
   return &kOps;
 }

@@ -25,6 +25,33 @@ struct LinearPanel {
   int32_t num_columns;  // 1 .. 16 * panel_vectors
 };
 
+// The largest and smallest of some logits; has_bad: one is NaN or +infinity, and the rest means
+// nothing.
+struct LogitRange {
+  float max, min;
+  bool has_bad;
+};
+
+// The weights (sampling_math.h) of the logits that pass a cut and weigh enough.
+struct WeightPass {
+  const float* logits;
+  int64_t num_ids;
+  float max_logit, scale;
+  uint32_t cut_low;  // LogitCut
+  int32_t cut_last_tied_id;
+  uint64_t min_weight;
+};
+
+// bins[(high - order) >> shift] += weight (or 1) over the logits that pass and whose order lies in
+// [low, high].
+struct OrderHistogram {
+  const WeightPass* pass;  // its min_weight is not looked at
+  uint32_t low, high;
+  int32_t shift;
+  bool by_weight;
+  uint64_t* bins;  // [((high - low) >> shift) + 1]
+};
+
 // Packed weight matrix: panels of 16 * panel_vectors output columns (rows of W); the last one has
 // only as many vectors as it needs. Inside a panel, k outermost:
 //   f32:            [K][vectors][16]
@@ -48,6 +75,15 @@ struct OpTable {
   void (*rms_norm)(const RmsNormParams& params, int64_t begin, int64_t end);
   void (*causal_conv1d)(const CausalConv1dParams& params, int64_t begin, int64_t end);
   void (*selective_scan)(const SelectiveScanParams& params, int64_t begin, int64_t end);
+
+  // The passes of SampleTokens (cpu/sample_tokens.cc) over one row.
+  LogitRange (*logit_range)(const float* logits, int64_t count);
+  // The first id whose logit equals `logit`; `count` when there is none.
+  int64_t (*find_logit)(const float* logits, int64_t count, float logit);
+  // The id of the n-th (from 0) logit whose order is `ordered`; there are more than n.
+  int64_t (*find_nth_ordered)(const float* logits, int64_t count, uint32_t ordered, uint64_t n);
+  uint64_t (*sum_weights)(const WeightPass& pass, int64_t begin, int64_t end);
+  void (*count_by_order)(const OrderHistogram& histogram);
 };
 
 // The paths. Null when not compiled for this processor family.

@@ -11,6 +11,7 @@
 #include "kernels/cuda/gather.cuh"
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/rms_norm.cuh"
+#include "kernels/cuda/sample_tokens.cuh"
 #include "kernels/cuda/selective_scan.cuh"
 
 namespace vivarium::kernels::cuda {
@@ -189,6 +190,9 @@ class CudaBackend final : public Backend {
   }
   void GatherRows(const GatherRowsParams& params) override {
     if (params.num_rows > 0) LaunchGatherRows(params, stream_);
+  }
+  void SampleTokens(const SampleTokensParams& params) override {
+    if (params.num_rows > 0) LaunchSampleTokens(params, stream_);
   }
   bool MambaDecode(const MambaDecodeParams& params) override;
   bool NormLinear(const NormLinearParams& params) override;

@@ -1,22 +1,26 @@
-// kernel_bench: every op of a forward pass of the mamba-130m shape, verified against the
+// kernel_bench: every op of a forward pass of a model's shape, verified against the
 // double-precision reference, then timed in its place in the pass, beside its floor.
 //
-//   kernel_bench [--json] [--quick] [--prefill] [--cpu-time] [--isa NAME] [--threads N] [--weights
-//   f32|bf16]
+//   kernel_bench [--device cpu|cuda:N] [--shape 130m|...|2.8b] [--max-batch N] [--prefill]
+//                [--weights f32|bf16] [--json] [--json-to FILE] [--quick] [--probe]
+//                [--cpu-time] [--isa NAME] [--threads N]
 //
 // The floor of an op is the larger of bytes / read bandwidth and flops / peak rate, both measured
-// in the same run; `of floor` = floor / best time. On a machine that others share, look at `best`,
-// or count the CPU time of one thread (--cpu-time, which means --threads 1).
+// in the same run on the same device (device_peaks.h); `of floor` = floor / best time. On a machine
+// that others share, look at `best`, or count the CPU time of one thread (--cpu-time, which means
+// --threads 1). "step" is the pass by these ops, "fused" by the backend's fused ones. --probe only
+// says whether the device is there.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
+#include <fstream>
 #include <string>
 #include <vector>
 
 #include "nlohmann/json.hpp"
-#include "tests/bench/machine_peaks.h"
+#include "tests/bench/device_peaks.h"
 #include "tests/bench/mamba_stack.h"
 #include "tests/kernels/reference.h"
 #include "tests/kernels/tolerances.h"
@@ -28,10 +32,15 @@ using kernels::Backend;
 using kernels::DType;
 
 struct Options {
+  std::string device = "cpu";
+  const StackShape* shape = FindShape("130m");
+  int64_t max_batch = 0;  // 0: 64 on the CPU, else 256
   bool json = false;
+  std::string json_to;
   bool prefill_only = false;
   bool cpu_time = false;
   bool quick = false;  // verify, and time just enough to see that it runs
+  bool probe = false;
   std::string isa;
   int num_threads = 0;
   std::vector<DType> weights = {DType::kBF16, DType::kF32};
@@ -68,9 +77,8 @@ class Verifier final : public StackObserver {
     CheckRows(StackOp::kScan, params.y, params.y_stride, out, params.channels,
               kernels::kTolerances.scan_y);
   }
-  void OnNorm(const kernels::RmsNormParams& params, const std::function<void()>& run) override {
+  void OnNorm(const kernels::RmsNormParams& params) override {
     const kernels::Reference out = ReferenceRmsNorm(params);
-    run();
     CheckRows(StackOp::kNorm, params.out, params.out_stride, out, params.channels,
               kernels::kTolerances.rms_norm);
   }
@@ -99,6 +107,7 @@ class Verifier final : public StackObserver {
 struct Timing {
   PerOp best, median;
   double best_total, median_total;
+  double best_fused, median_fused;  // 0: none
 };
 
 double Median(std::vector<double> values) {
@@ -107,25 +116,30 @@ double Median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
+double Least(const std::vector<double>& values) {
+  return *std::min_element(values.begin(), values.end());
+}
+
 Timing Time(MambaStack* stack, const StackBatch& batch, int num_steps) {
   std::vector<std::vector<double>> seconds(kNumStackOps);
-  std::vector<double> totals;
+  std::vector<double> totals, fused;
   for (int step = 0; step < num_steps; ++step) {
-    const PerOp once = stack->Step(batch, false, nullptr);
-    double total = 0.0;
-    for (size_t op = 0; op < kNumStackOps; ++op) {
-      seconds[op].push_back(once[op]);
-      total += once[op];
-    }
-    totals.push_back(total);
+    const StepTimes once = stack->Step(batch);
+    for (size_t op = 0; op < kNumStackOps; ++op) seconds[op].push_back(once.op_seconds[op]);
+    totals.push_back(once.seconds);
+    if (const auto again = stack->FusedStep(batch)) fused.push_back(*again);
   }
   Timing timing{};
   for (size_t op = 0; op < kNumStackOps; ++op) {
-    timing.best[op] = *std::min_element(seconds[op].begin(), seconds[op].end());
+    timing.best[op] = Least(seconds[op]);
     timing.median[op] = Median(seconds[op]);
   }
-  timing.best_total = *std::min_element(totals.begin(), totals.end());
+  timing.best_total = Least(totals);
   timing.median_total = Median(totals);
+  if (!fused.empty()) {
+    timing.best_fused = Least(fused);
+    timing.median_fused = Median(fused);
+  }
   return timing;
 }
 
@@ -151,66 +165,139 @@ void Print(const nlohmann::json& row) {
               row["best_us"].get<double>(), row["median_us"].get<double>(),
               row["floor_us"].get<double>(), row["bound"].get<std::string>().c_str(),
               row["of_floor"].get<double>() * 100);
-  if (row["op"] == "step") std::printf("  %.1f tok/s", row["tokens_per_s"].get<double>());
+  if (row["bound"] == "sum") std::printf("  %.1f tok/s", row["tokens_per_s"].get<double>());
   std::printf("\n");
+}
+
+bool IsLinear(size_t op) {
+  constexpr std::array<StackOp, 5> kLinear = {StackOp::kInProj, StackOp::kXProj, StackOp::kDtProj,
+                                              StackOp::kOutProj, StackOp::kLmHead};
+  return std::find(kLinear.begin(), kLinear.end(), static_cast<StackOp>(op)) != kLinear.end();
 }
 
 // Verifies, times and reports one batch. Returns the number of wrong elements.
 int RunBatch(Backend* backend, MambaStack* stack, const StackBatch& batch, DType weights,
              const MachinePeaks& peaks, const Options& options, nlohmann::json* rows) {
-  Verifier verifier(weights == DType::kBF16 && backend->isa() == "avx512");
-  stack->Step(batch, true, &verifier);
+  // These paths round activations to bf16.
+  const bool rounds = backend->isa() == "avx512" || backend->isa() == "cuda";
+  Verifier verifier(weights == DType::kBF16 && rounds);
+  stack->Verify(batch, &verifier);
   const int num_steps = options.quick ? 1 : batch.num_tokens() > 64 ? 5 : 15;
   const Timing timing = Time(stack, batch, num_steps);
   const PerOp bytes = stack->Bytes(batch), flops = stack->Flops(batch);
   double total_floor = 0.0;
+  const auto report = [&](std::string_view op, double best, double median, double bytes_s,
+                          double flops_s, bool is_sum) {
+    rows->push_back(Row(batch, weights, op, best, median, bytes_s, flops_s));
+    if (is_sum) rows->back()["bound"] = "sum";
+    if (!options.json) Print(rows->back());
+  };
   for (size_t op = 0; op < kNumStackOps; ++op) {
-    const bool linear =
-        op == static_cast<size_t>(StackOp::kInProj) || op == static_cast<size_t>(StackOp::kXProj) ||
-        op == static_cast<size_t>(StackOp::kDtProj) ||
-        op == static_cast<size_t>(StackOp::kOutProj) || op == static_cast<size_t>(StackOp::kLmHead);
     const double rate =
-        linear && weights == DType::kBF16 ? peaks.bf16_flops_per_s : peaks.f32_flops_per_s;
+        IsLinear(op) && weights == DType::kBF16 ? peaks.bf16_flops_per_s : peaks.f32_flops_per_s;
     const double bytes_s = bytes[op] / peaks.read_bytes_per_s, flops_s = flops[op] / rate;
     total_floor += std::max(bytes_s, flops_s);
-    rows->push_back(Row(batch, weights, kStackOpNames[op], timing.best[op], timing.median[op],
-                        bytes_s, flops_s));
-    if (!options.json) Print(rows->back());
+    report(kStackOpNames[op], timing.best[op], timing.median[op], bytes_s, flops_s, false);
   }
-  rows->push_back(
-      Row(batch, weights, "step", timing.best_total, timing.median_total, total_floor, 0.0));
-  rows->back()["bound"] = "sum";
-  if (!options.json) Print(rows->back());
+  report("step", timing.best_total, timing.median_total, total_floor, 0.0, true);
+  if (timing.best_fused > 0.0) {
+    report("fused", timing.best_fused, timing.median_fused, total_floor, 0.0, true);
+  }
   return verifier.num_wrong();
+}
+
+// Flags without a value. False when `arg` is none of them.
+bool ParseSwitch(const std::string& arg, Options* options) {
+  if (arg == "--json") {
+    options->json = true;
+  } else if (arg == "--quick") {
+    options->quick = true;
+  } else if (arg == "--cpu-time") {
+    options->cpu_time = true;
+  } else if (arg == "--prefill") {
+    options->prefill_only = true;
+  } else if (arg == "--probe") {
+    options->probe = true;
+  } else {
+    return false;
+  }
+  return true;
+}
+
+bool ParseValue(const std::string& arg, const std::string& value, Options* options) {
+  if (arg == "--device") {
+    options->device = value;
+  } else if (arg == "--shape") {
+    options->shape = FindShape(value);
+    return options->shape != nullptr;
+  } else if (arg == "--max-batch") {
+    options->max_batch = std::atoll(value.c_str());
+    return options->max_batch > 0;
+  } else if (arg == "--json-to") {
+    options->json_to = value;
+  } else if (arg == "--isa") {
+    options->isa = value;
+  } else if (arg == "--threads") {
+    options->num_threads = std::atoi(value.c_str());
+  } else if (arg == "--weights" && (value == "f32" || value == "bf16")) {
+    options->weights = {value == "f32" ? DType::kF32 : DType::kBF16};
+  } else {
+    return false;
+  }
+  return true;
 }
 
 bool ParseOptions(int argc, char** argv, Options* options) {
   for (int i = 1; i < argc; ++i) {
-    const std::string arg = argv[i];
-    const bool has_value = i + 1 < argc;
-    if (arg == "--json") {
-      options->json = true;
-    } else if (arg == "--quick") {
-      options->quick = true;
-    } else if (arg == "--cpu-time") {
-      options->cpu_time = true;
-    } else if (arg == "--prefill") {
-      options->prefill_only = true;
-    } else if (arg == "--isa" && has_value) {
-      options->isa = argv[++i];
-    } else if (arg == "--threads" && has_value) {
-      options->num_threads = std::atoi(argv[++i]);
-    } else if (arg == "--weights" && has_value) {
-      options->weights = {std::strcmp(argv[++i], "f32") == 0 ? DType::kF32 : DType::kBF16};
-    } else {
-      std::fprintf(stderr,
-                   "usage: kernel_bench [--json] [--quick] [--prefill] [--cpu-time] [--isa "
-                   "portable|avx2|avx512]"
-                   " [--threads N] [--weights f32|bf16]\n");
-      return false;
+    if (ParseSwitch(argv[i], options)) continue;
+    if (i + 1 < argc && ParseValue(argv[i], argv[i + 1], options)) {
+      ++i;
+      continue;
     }
+    std::fprintf(stderr,
+                 "usage: kernel_bench [--device cpu|cuda:N] [--shape %s] [--max-batch N]"
+                 " [--prefill] [--weights f32|bf16] [--json] [--json-to FILE] [--quick] [--probe]"
+                 " [--cpu-time] [--isa portable|avx2|avx512] [--threads N]\n",
+                 ShapeNames().c_str());
+    return false;
   }
   return true;
+}
+
+void PrintHeader(const nlohmann::json& report) {
+  std::printf("%s, %s; %d threads; read %.1f GB/s, f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s (%s)\n",
+              report["shape"].get<std::string>().c_str(),
+              report["numerics"].get<std::string>().c_str(), report["threads"].get<int>(),
+              report["read_gb_per_s"].get<double>(), report["f32_gflop_per_s"].get<double>(),
+              report["bf16_gflop_per_s"].get<double>(), report["peaks"].get<std::string>().c_str());
+  std::printf("%-5s %4s %5s  %-9s %10s %10s %10s  %-5s %6s\n", "w", "seqs", "toks", "op", "best us",
+              "median us", "floor us", "bound", "of");
+}
+
+// All batches. Returns the number of wrong elements.
+int Measure(Backend* backend, const Options& options, const MachinePeaks& peaks, ClockFn clock,
+            nlohmann::json* rows) {
+  StackShape shape = *options.shape;
+  if (options.quick) {
+    shape.num_layers = 2;
+    shape.vocab_size = std::min<int64_t>(shape.vocab_size, 1000);
+  }
+  const bool on_cpu = backend->device() == "cpu";
+  const int64_t max_batch = options.max_batch > 0 ? options.max_batch : on_cpu ? 64 : 256;
+  std::vector<StackBatch> batches;
+  for (const int64_t sequences : {1, 2, 4, 8, 16, 32, 64, 128, 256}) {
+    if (!options.prefill_only && sequences <= max_batch) batches.push_back({sequences, 1});
+  }
+  constexpr int64_t kPrefillTokens = 512;
+  batches.push_back({1, options.quick ? 40 : kPrefillTokens});
+  int num_wrong = 0;
+  for (const DType weights : options.weights) {
+    MambaStack stack(backend, shape, weights, kPrefillTokens, max_batch, clock);
+    for (const StackBatch& batch : batches) {
+      num_wrong += RunBatch(backend, &stack, batch, weights, peaks, options, rows);
+    }
+  }
+  return num_wrong;
 }
 
 int Main(int argc, char** argv) {
@@ -220,44 +307,32 @@ int Main(int argc, char** argv) {
   if (options.cpu_time) options.num_threads = 1;
   std::string error;
   const std::unique_ptr<Backend> backend =
-      Backend::Create("cpu", {options.num_threads, options.isa}, &error);
+      Backend::Create(options.device, {options.num_threads, options.isa}, &error);
   if (backend == nullptr) {
     std::fprintf(stderr, "%s\n", error.c_str());
     return 2;
   }
-  const MachinePeaks peaks = MeasurePeaks(backend->isa(), backend->num_threads(), clock);
-  nlohmann::json report = {{"numerics", backend->numerics_name()},
+  if (options.probe) {
+    std::printf("%s: %s\n", options.device.c_str(), backend->numerics_name().c_str());
+    return 0;
+  }
+  const bool is_small = options.shape->name == "tiny";
+  const MachinePeaks peaks =
+      MeasureDevicePeaks(backend.get(), clock, is_small ? size_t{1} << 16 : kCopyBytes);
+  nlohmann::json report = {{"shape", std::string(options.shape->name)},
+                           {"device", options.device},
+                           {"numerics", backend->numerics_name()},
                            {"threads", backend->num_threads()},
                            {"read_gb_per_s", peaks.read_bytes_per_s / 1e9},
                            {"f32_gflop_per_s", peaks.f32_flops_per_s / 1e9},
                            {"bf16_gflop_per_s", peaks.bf16_flops_per_s / 1e9},
+                           {"peaks", peaks.how},
                            {"rows", nlohmann::json::array()}};
-  if (!options.json) {
-    std::printf("%s, %d threads; read %.1f GB/s, f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s\n",
-                backend->numerics_name().c_str(), backend->num_threads(),
-                peaks.read_bytes_per_s / 1e9, peaks.f32_flops_per_s / 1e9,
-                peaks.bf16_flops_per_s / 1e9);
-    std::printf("%-5s %4s %5s  %-9s %10s %10s %10s  %-5s %6s\n", "w", "seqs", "toks", "op",
-                "best us", "median us", "floor us", "bound", "of");
-  }
-  StackShape shape = kMamba130m;
-  if (options.quick) {
-    shape.num_layers = 2;
-    shape.vocab_size = 1000;
-  }
-  std::vector<StackBatch> batches;
-  for (const int64_t sequences : {1, 2, 4, 8, 16, 32, 64}) {
-    if (!options.prefill_only) batches.push_back({sequences, 1});
-  }
-  batches.push_back({1, options.quick ? 40 : 512});
-  int num_wrong = 0;
-  for (const DType weights : options.weights) {
-    MambaStack stack(backend.get(), shape, weights, 512, 64, clock);
-    for (const StackBatch& batch : batches) {
-      num_wrong += RunBatch(backend.get(), &stack, batch, weights, peaks, options, &report["rows"]);
-    }
-  }
+  if (!options.json) PrintHeader(report);
+  const int num_wrong = Measure(backend.get(), options, peaks, clock, &report["rows"]);
+  report["wrong"] = num_wrong;
   if (options.json) std::printf("%s\n", report.dump(1).c_str());
+  if (!options.json_to.empty()) std::ofstream(options.json_to) << report.dump(1) << "\n";
   if (num_wrong != 0) std::fprintf(stderr, "%d results out of tolerance\n", num_wrong);
   return num_wrong == 0 ? 0 : 1;
 }

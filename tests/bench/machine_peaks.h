@@ -9,6 +9,8 @@ struct MachinePeaks {
   double read_bytes_per_s;  // streaming reads of memory far larger than the caches
   double f32_flops_per_s;   // fused multiply-adds (2 each) of the instruction-set path
   double bf16_flops_per_s;  // likewise of bf16 pairs; the f32 rate where the path has none
+  // How they were measured.
+  const char* how = "streaming reads and multiply-adds of all threads, in registers";
 };
 
 // A clock: seconds since some moment.

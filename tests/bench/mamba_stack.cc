@@ -39,35 +39,28 @@ std::vector<float> RandomMatrix(int64_t rows, int64_t cols, DType dtype, uint64_
 struct MambaStack::Weights {
   std::vector<float> in_proj, x_proj, dt_proj, out_proj, embedding;
   std::vector<float> norm, conv, conv_bias, a, dt_bias, d_skip;
-  std::vector<uint16_t> embedding_bf16;
+  DeviceArray<uint16_t> embedding_bf16;
+  DeviceArray<float> embedding_f32;
   std::unique_ptr<kernels::PackedMatrix> lm_head;
 };
 
 struct MambaStack::Layer {
   std::unique_ptr<kernels::PackedMatrix> in_proj, x_proj, dt_proj, out_proj;
-  DeviceArray conv_states, scan_states;
+  DeviceArray<float> norm, conv, conv_bias, a, dt_bias, d_skip;
+  DeviceArray<float> states;  // per slot: convolution, then scan
 };
 
-DeviceArray::DeviceArray(kernels::Backend* backend, int64_t size)
-    : backend_(backend),
-      data_(static_cast<float*>(backend->Allocate(static_cast<size_t>(size) * sizeof(float)))),
-      size_(size) {
-  if (data_ == nullptr) {
-    std::fprintf(stderr, "out of memory for %ld floats\n", static_cast<long>(size));
-    std::exit(1);
-  }
+namespace {
+
+int64_t ConvFloats(const StackShape& shape) {
+  return (shape.conv_width - 1) * shape.d_inner;  // a multiple of 16 in every shape
 }
 
-DeviceArray::~DeviceArray() {
-  if (backend_ != nullptr) backend_->Free(data_);
+int64_t SlotFloats(const StackShape& shape) {
+  return ConvFloats(shape) + shape.d_inner * shape.d_state;
 }
 
-DeviceArray& DeviceArray::operator=(DeviceArray&& other) noexcept {
-  std::swap(backend_, other.backend_);
-  std::swap(data_, other.data_);
-  std::swap(size_, other.size_);
-  return *this;
-}
+}  // namespace
 
 MambaStack::MambaStack(kernels::Backend* backend, const StackShape& shape, DType weight_dtype,
                        int64_t max_tokens, int64_t max_sequences, ClockFn clock)
@@ -75,6 +68,7 @@ MambaStack::MambaStack(kernels::Backend* backend, const StackShape& shape, DType
       shape_(shape),
       weight_dtype_(weight_dtype),
       clock_(clock),
+      on_cpu_(backend->device() == "cpu"),
       weights_(std::make_unique<Weights>()) {
   const int64_t e = shape.d_inner, d = shape.d_model, r = shape.dt_rank, n = shape.d_state;
   Weights& w = *weights_;
@@ -89,22 +83,28 @@ MambaStack::MambaStack(kernels::Backend* backend, const StackShape& shape, DType
   w.a = RandomVector(e * n, -16.0f, -1.0f, 9);
   w.dt_bias = RandomVector(e, -7.0f, -2.0f, 10);
   w.d_skip = RandomVector(e, 0.5f, 1.5f, 11);
-  w.embedding_bf16.resize(w.embedding.size());
-  for (size_t i = 0; i < w.embedding.size(); ++i) {
-    w.embedding_bf16[i] = kernels::F32ToBF16(w.embedding[i]);
+  if (weight_dtype == DType::kBF16) {
+    std::vector<uint16_t> bits(w.embedding.size());
+    for (size_t i = 0; i < bits.size(); ++i) bits[i] = kernels::F32ToBF16(w.embedding[i]);
+    w.embedding_bf16 = DeviceArray<uint16_t>(backend, bits);
+  } else {
+    w.embedding_f32 = DeviceArray<float>(backend, w.embedding);
   }
   w.lm_head = Pack(w.embedding, shape.vocab_size, d);
+  const auto upload = [&](const std::vector<float>& values) {
+    return DeviceArray<float>(backend, values);
+  };
   for (int64_t i = 0; i < shape.num_layers; ++i) {
-    auto layer = std::make_unique<Layer>();
-    layer->in_proj = Pack(w.in_proj, 2 * e, d);
-    layer->x_proj = Pack(w.x_proj, r + 2 * n, e);
-    layer->dt_proj = Pack(w.dt_proj, e, r);
-    layer->out_proj = Pack(w.out_proj, d, e);
-    layer->conv_states = DeviceArray(backend, max_sequences * (shape.conv_width - 1) * e);
-    layer->scan_states = DeviceArray(backend, max_sequences * e * n);
+    auto layer = std::make_unique<Layer>(
+        Layer{Pack(w.in_proj, 2 * e, d), Pack(w.x_proj, r + 2 * n, e), Pack(w.dt_proj, e, r),
+              Pack(w.out_proj, d, e), upload(w.norm), upload(w.conv), upload(w.conv_bias),
+              upload(w.a), upload(w.dt_bias), upload(w.d_skip),
+              DeviceArray<float>(backend, max_sequences * SlotFloats(shape))});
     layers_.push_back(std::move(layer));
   }
-  const auto rows = [&](int64_t channels) { return DeviceArray(backend, max_tokens * channels); };
+  const auto rows = [&](int64_t channels) {
+    return DeviceArray<float>(backend, max_tokens * channels);
+  };
   residual_ = rows(d);
   hidden_ = rows(d);
   xz_ = rows(2 * e);
@@ -113,17 +113,24 @@ MambaStack::MambaStack(kernels::Backend* backend, const StackShape& shape, DType
   dt_ = rows(e);
   y_ = rows(e);
   mixed_ = rows(d);
-  last_ = DeviceArray(backend, max_sequences * d);
-  logits_ = DeviceArray(backend, max_sequences * shape.vocab_size);
+  last_ = DeviceArray<float>(backend, max_sequences * d);
+  logits_ = DeviceArray<float>(backend, max_sequences * shape.vocab_size);
+  scratch_ = DeviceArray<float>(
+      backend, kernels::kMaxDecodeRows * kernels::MambaDecodeScratchFloats(e, r, n));
+  token_ids_ = DeviceArray<int32_t>(backend, max_tokens);
+  last_rows_ = DeviceArray<int32_t>(backend, max_sequences);
+  segments_ = DeviceArray<Segment>(backend, max_sequences);
 }
 
 MambaStack::~MambaStack() = default;
 
-template <typename Run>
-void MambaStack::Timed(StackOp op, PerOp* seconds, const Run& run) {
+template <typename F>
+double MambaStack::Timed(const F& run) {
+  if (!on_cpu_) backend_->Synchronize();
   const double begin = clock_();
   run();
-  (*seconds)[static_cast<size_t>(op)] += clock_() - begin;
+  if (!on_cpu_) backend_->Synchronize();
+  return clock_() - begin;
 }
 
 std::unique_ptr<kernels::PackedMatrix> MambaStack::Pack(const std::vector<float>& w, int64_t rows,
@@ -137,49 +144,88 @@ std::unique_ptr<kernels::PackedMatrix> MambaStack::Pack(const std::vector<float>
   return packed;
 }
 
-void MambaStack::RunLinear(StackOp op, const kernels::LinearParams& params,
-                           const std::vector<float>& weight, StackObserver* observer,
-                           PerOp* seconds) {
-  Timed(op, seconds, [&] { backend_->Linear(params); });
-  if (observer != nullptr) observer->OnLinear(op, params, weight);
+void MambaStack::Prepare(const StackBatch& batch, bool from_zero) {
+  batch_ = batch;
+  host_segments_.clear();
+  std::vector<int32_t> token_ids, last_rows;
+  for (int64_t s = 0; s < batch.num_sequences; ++s) {
+    const auto begin = static_cast<int32_t>(s * batch.tokens_each);
+    const auto count = static_cast<int32_t>(batch.tokens_each);
+    host_segments_.push_back(
+        {begin, count, from_zero ? kPadSlot : static_cast<int32_t>(s), static_cast<int32_t>(s)});
+    last_rows.push_back(begin + count - 1);
+    for (int32_t t = 0; t < count; ++t) {
+      token_ids.push_back(static_cast<int32_t>((begin + t) * 7919L % shape_.vocab_size));
+    }
+  }
+  token_ids_.Upload(token_ids);
+  last_rows_.Upload(last_rows);
+  segments_.Upload(host_segments_);
 }
 
-void MambaStack::RunLayer(Layer* layer, const std::vector<Segment>& segments, int64_t num_tokens,
-                          StackObserver* observer, PerOp* seconds) {
+kernels::RmsNormParams MambaStack::Norm() {
+  const int64_t d = shape_.d_model;
+  return {
+      mixed_.data(),       d, residual_.data(), layers_[0]->norm.data(), hidden_.data(), d, 1e-5f,
+      batch_.num_tokens(), d};
+}
+
+kernels::LinearParams MambaStack::LinearOf(StackOp op, Layer* layer) {
   const int64_t e = shape_.d_inner, d = shape_.d_model, r = shape_.dt_rank, n = shape_.d_state;
-  const auto num_segments = static_cast<int64_t>(segments.size());
-  const kernels::RmsNormParams norm{
-      mixed_.data(), d, residual_.data(), weights_->norm.data(), hidden_.data(), d, 1e-5f,
-      num_tokens,    d};
-  const auto run_norm = [&] { backend_->RmsNorm(norm); };
-  if (observer != nullptr) {
-    observer->OnNorm(norm, run_norm);
-  } else {
-    Timed(StackOp::kNorm, seconds, run_norm);
+  const int64_t tokens = batch_.num_tokens();
+  switch (op) {
+    case StackOp::kInProj:
+      return {hidden_.data(), d, layer->in_proj.get(), nullptr, xz_.data(), 2 * e, tokens};
+    case StackOp::kXProj:
+      return {conv_.data(), e, layer->x_proj.get(), nullptr, dbc_.data(), r + 2 * n, tokens};
+    case StackOp::kDtProj:
+      return {dbc_.data(), r + 2 * n, layer->dt_proj.get(), nullptr, dt_.data(), e, tokens};
+    case StackOp::kOutProj:
+      return {y_.data(), e, layer->out_proj.get(), nullptr, mixed_.data(), d, tokens};
+    default:
+      return {last_.data(),
+              d,
+              weights_->lm_head.get(),
+              nullptr,
+              logits_.data(),
+              shape_.vocab_size,
+              batch_.num_sequences};
   }
-  RunLinear(StackOp::kInProj,
-            {hidden_.data(), d, layer->in_proj.get(), nullptr, xz_.data(), 2 * e, num_tokens},
-            weights_->in_proj, observer, seconds);
-  const kernels::CausalConv1dParams conv{xz_.data(),
-                                         2 * e,
-                                         weights_->conv.data(),
-                                         weights_->conv_bias.data(),
-                                         layer->conv_states.data(),
-                                         (shape_.conv_width - 1) * e,
-                                         conv_.data(),
-                                         e,
-                                         segments.data(),
-                                         num_segments,
-                                         e,
-                                         shape_.conv_width};
-  Timed(StackOp::kConv, seconds, [&] { backend_->CausalConv1d(conv); });
-  if (observer != nullptr) observer->OnConv(conv, num_tokens);
-  RunLinear(StackOp::kXProj,
-            {conv_.data(), e, layer->x_proj.get(), nullptr, dbc_.data(), r + 2 * n, num_tokens},
-            weights_->x_proj, observer, seconds);
-  RunLinear(StackOp::kDtProj,
-            {dbc_.data(), r + 2 * n, layer->dt_proj.get(), nullptr, dt_.data(), e, num_tokens},
-            weights_->dt_proj, observer, seconds);
+}
+
+const std::vector<float>& MambaStack::WeightOf(StackOp op) const {
+  switch (op) {
+    case StackOp::kInProj:
+      return weights_->in_proj;
+    case StackOp::kXProj:
+      return weights_->x_proj;
+    case StackOp::kDtProj:
+      return weights_->dt_proj;
+    case StackOp::kOutProj:
+      return weights_->out_proj;
+    default:
+      return weights_->embedding;
+  }
+}
+
+kernels::CausalConv1dParams MambaStack::Conv(Layer* layer) {
+  const int64_t e = shape_.d_inner;
+  return {xz_.data(),
+          2 * e,
+          layer->conv.data(),
+          layer->conv_bias.data(),
+          layer->states.data(),
+          SlotFloats(shape_),
+          conv_.data(),
+          e,
+          segments_.data(),
+          batch_.num_sequences,
+          e,
+          shape_.conv_width};
+}
+
+kernels::SelectiveScanParams MambaStack::Scan(Layer* layer) {
+  const int64_t e = shape_.d_inner, r = shape_.dt_rank, n = shape_.d_state;
   kernels::SelectiveScanParams scan{};
   scan.x = conv_.data();
   scan.z = xz_.data() + e;
@@ -188,59 +234,209 @@ void MambaStack::RunLayer(Layer* layer, const std::vector<Segment>& segments, in
   scan.b = dbc_.data() + r;
   scan.c = dbc_.data() + r + n;
   scan.bc_stride = r + 2 * n;
+  scan.a = layer->a.data();
+  scan.dt_bias = layer->dt_bias.data();
+  scan.d_skip = layer->d_skip.data();
+  scan.states = layer->states.data() + ConvFloats(shape_);
+  scan.slot_stride = SlotFloats(shape_);
+  scan.y = y_.data();
+  scan.x_stride = scan.dt_stride = scan.y_stride = scan.channels = e;
+  scan.segments = segments_.data();
+  scan.num_segments = batch_.num_sequences;
+  scan.d_state = shape_.d_state;
+  return scan;
+}
+
+kernels::MambaDecodeParams MambaStack::Decode(Layer* layer) {
+  kernels::MambaDecodeParams p{};
+  p.residual = residual_.data();
+  p.norm_weight = layer->norm.data();
+  p.norm_eps = 1e-5f;
+  p.in_proj = layer->in_proj.get();
+  p.conv_weight = layer->conv.data();
+  p.conv_bias = layer->conv_bias.data();
+  p.x_proj = layer->x_proj.get();
+  p.dt_proj = layer->dt_proj.get();
+  p.a = layer->a.data();
+  p.dt_bias = layer->dt_bias.data();
+  p.d_skip = layer->d_skip.data();
+  p.out_proj = layer->out_proj.get();
+  p.conv_states = layer->states.data();
+  p.ssm_states = layer->states.data() + ConvFloats(shape_);
+  p.slot_stride = SlotFloats(shape_);
+  p.scratch = scratch_.data();
+  p.segments = segments_.data();
+  p.num_rows = batch_.num_tokens();
+  p.d_model = shape_.d_model;
+  p.d_inner = shape_.d_inner;
+  p.dt_rank = shape_.dt_rank;
+  p.d_state = shape_.d_state;
+  p.d_conv = shape_.conv_width;
+  return p;
+}
+
+void MambaStack::Run(StackOp op, Layer* layer) {
+  switch (op) {
+    case StackOp::kEmbed: {
+      const void* const table = weight_dtype_ == DType::kBF16
+                                    ? static_cast<const void*>(weights_->embedding_bf16.data())
+                                    : weights_->embedding_f32.data();
+      backend_->EmbeddingGather({table, weight_dtype_, shape_.vocab_size, token_ids_.data(),
+                                 residual_.data(), batch_.num_tokens(), shape_.d_model});
+      return;
+    }
+    case StackOp::kNorm:
+      return backend_->RmsNorm(Norm());
+    case StackOp::kConv:
+      return backend_->CausalConv1d(Conv(layer));
+    case StackOp::kScan:
+      return backend_->SelectiveScan(Scan(layer));
+    case StackOp::kLmHead:
+      backend_->GatherRows(
+          {hidden_.data(), last_rows_.data(), last_.data(), batch_.num_sequences, shape_.d_model});
+      return backend_->Linear(LinearOf(op, nullptr));
+    default:
+      return backend_->Linear(LinearOf(op, layer));
+  }
+}
+
+void MambaStack::ObserveConv(Layer* layer, StackObserver* observer) {
+  kernels::CausalConv1dParams conv = Conv(layer);
+  const std::vector<float> x = xz_.Fetch(batch_.num_tokens() * conv.x_stride);
+  backend_->CausalConv1d(conv);
+  std::vector<float> out = conv_.Fetch(batch_.num_tokens() * conv.out_stride);
+  conv.x = x.data();
+  conv.weight = weights_->conv.data();
+  conv.bias = weights_->conv_bias.data();
+  conv.states = nullptr;
+  conv.out = out.data();
+  conv.segments = host_segments_.data();
+  observer->OnConv(conv, batch_.num_tokens());
+}
+
+void MambaStack::ObserveScan(Layer* layer, StackObserver* observer) {
+  const int64_t tokens = batch_.num_tokens();
+  kernels::SelectiveScanParams scan = Scan(layer);
+  const std::vector<float> x = conv_.Fetch(tokens * scan.x_stride);
+  const std::vector<float> xz = xz_.Fetch(tokens * scan.z_stride);
+  const std::vector<float> dt = dt_.Fetch(tokens * scan.dt_stride);
+  const std::vector<float> dbc = dbc_.Fetch(tokens * scan.bc_stride);
+  backend_->SelectiveScan(scan);
+  std::vector<float> y = y_.Fetch(tokens * scan.y_stride);
+  scan.x = x.data();
+  scan.z = xz.data() + shape_.d_inner;
+  scan.dt = dt.data();
+  scan.b = dbc.data() + shape_.dt_rank;
+  scan.c = scan.b + shape_.d_state;
   scan.a = weights_->a.data();
   scan.dt_bias = weights_->dt_bias.data();
   scan.d_skip = weights_->d_skip.data();
-  scan.states = layer->scan_states.data();
-  scan.slot_stride = e * n;
-  scan.y = y_.data();
-  scan.x_stride = scan.dt_stride = scan.y_stride = scan.channels = e;
-  scan.segments = segments.data();
-  scan.num_segments = num_segments;
-  scan.d_state = shape_.d_state;
-  Timed(StackOp::kScan, seconds, [&] { backend_->SelectiveScan(scan); });
-  if (observer != nullptr) observer->OnScan(scan, num_tokens);
-  RunLinear(StackOp::kOutProj,
-            {y_.data(), e, layer->out_proj.get(), nullptr, mixed_.data(), d, num_tokens},
-            weights_->out_proj, observer, seconds);
+  scan.states = nullptr;
+  scan.y = y.data();
+  scan.segments = host_segments_.data();
+  observer->OnScan(scan, tokens);
 }
 
-PerOp MambaStack::Step(const StackBatch& batch, bool from_zero, StackObserver* observer) {
-  const int64_t d = shape_.d_model;
-  std::vector<int32_t> token_ids, last_rows;
-  std::vector<Segment> segments;
-  for (int64_t s = 0; s < batch.num_sequences; ++s) {
-    const auto begin = static_cast<int32_t>(s * batch.tokens_each);
-    const auto count = static_cast<int32_t>(batch.tokens_each);
-    segments.push_back(
-        {begin, count, from_zero ? kPadSlot : static_cast<int32_t>(s), static_cast<int32_t>(s)});
-    last_rows.push_back(begin + count - 1);
-    for (int32_t t = 0; t < count; ++t) {
-      token_ids.push_back(static_cast<int32_t>((begin + t) * 7919L % shape_.vocab_size));
-    }
+void MambaStack::RunObserved(StackOp op, Layer* layer, StackObserver* observer) {
+  if (op == StackOp::kConv) return ObserveConv(layer, observer);
+  if (op == StackOp::kScan) return ObserveScan(layer, observer);
+  if (op == StackOp::kEmbed) return Run(op, layer);
+  const int64_t d = shape_.d_model, tokens = batch_.num_tokens();
+  if (op == StackOp::kNorm) {
+    const std::vector<float> x = mixed_.Fetch(tokens * d);
+    std::vector<float> residual = residual_.Fetch(tokens * d);
+    Run(op, layer);
+    std::vector<float> out = hidden_.Fetch(tokens * d);
+    observer->OnNorm(
+        {x.data(), d, residual.data(), weights_->norm.data(), out.data(), d, 1e-5f, tokens, d});
+    return;
   }
-  PerOp seconds{};
-  const bool bf16 = weight_dtype_ == DType::kBF16;
-  const void* table =
-      bf16 ? static_cast<const void*>(weights_->embedding_bf16.data()) : weights_->embedding.data();
-  Timed(StackOp::kEmbed, &seconds, [&] {
-    backend_->EmbeddingGather({table, weight_dtype_, shape_.vocab_size, token_ids.data(),
-                               residual_.data(), batch.num_tokens(), d});
-  });
+  Run(op, layer);
+  kernels::LinearParams linear = LinearOf(op, layer);
+  const auto fetch = [&](const float* device, int64_t count) {
+    std::vector<float> host(static_cast<size_t>(count));
+    backend_->CopyToHost(host.data(), device, host.size() * sizeof(float));
+    return host;
+  };
+  const std::vector<float> x =
+      fetch(linear.x, (linear.num_tokens - 1) * linear.x_stride + linear.weight->cols());
+  std::vector<float> out = fetch(linear.out, linear.num_tokens * linear.out_stride);
+  linear.x = x.data();
+  linear.out = out.data();
+  observer->OnLinear(op, linear, WeightOf(op));
+}
+
+namespace {
+
+constexpr std::array<StackOp, 7> kLayerOps = {StackOp::kNorm,   StackOp::kInProj, StackOp::kConv,
+                                              StackOp::kXProj,  StackOp::kDtProj, StackOp::kScan,
+                                              StackOp::kOutProj};
+
+}  // namespace
+
+void MambaStack::Verify(const StackBatch& batch, StackObserver* observer) {
+  Prepare(batch, true);
+  Run(StackOp::kEmbed, nullptr);
   backend_->Zero(mixed_.data(), static_cast<size_t>(mixed_.size()) * sizeof(float));
   for (size_t i = 0; i < layers_.size(); ++i) {
-    RunLayer(layers_[i].get(), segments, batch.num_tokens(), i == 0 ? observer : nullptr, &seconds);
+    for (const StackOp op : kLayerOps) {
+      if (i == 0) {
+        RunObserved(op, layers_[i].get(), observer);
+      } else {
+        Run(op, layers_[i].get());
+      }
+    }
   }
-  Timed(StackOp::kNorm, &seconds, [&] {
-    backend_->RmsNorm({mixed_.data(), d, residual_.data(), weights_->norm.data(), hidden_.data(), d,
-                       1e-5f, batch.num_tokens(), d});
+  Run(StackOp::kNorm, nullptr);
+  RunObserved(StackOp::kLmHead, nullptr, observer);
+}
+
+StepTimes MambaStack::Step(const StackBatch& batch) {
+  Prepare(batch, false);
+  StepTimes times{};
+  const auto timed = [&](StackOp op, Layer* layer) {
+    const double seconds = Timed([&] { Run(op, layer); });
+    times.op_seconds[static_cast<size_t>(op)] += seconds;
+    times.seconds += seconds;
+  };
+  const auto whole = [&](const auto& run) {
+    run(StackOp::kEmbed, nullptr);
+    backend_->Zero(mixed_.data(), static_cast<size_t>(mixed_.size()) * sizeof(float));
+    for (const auto& layer : layers_) {
+      for (const StackOp op : kLayerOps) run(op, layer.get());
+    }
+    run(StackOp::kNorm, nullptr);
+    run(StackOp::kLmHead, nullptr);
+  };
+  if (on_cpu_) {
+    whole(timed);
+    return times;
+  }
+  times.seconds = Timed([&] { whole([&](StackOp op, Layer* layer) { Run(op, layer); }); });
+  const auto all_layers = [&](StackOp op) {
+    times.op_seconds[static_cast<size_t>(op)] += Timed([&] {
+      for (const auto& layer : layers_) Run(op, layer.get());
+    });
+  };
+  for (const StackOp op : kLayerOps) all_layers(op);
+  for (const StackOp op : {StackOp::kEmbed, StackOp::kNorm, StackOp::kLmHead}) {
+    times.op_seconds[static_cast<size_t>(op)] += Timed([&] { Run(op, nullptr); });
+  }
+  return times;
+}
+
+std::optional<double> MambaStack::FusedStep(const StackBatch& batch) {
+  if (batch.tokens_each != 1) return std::nullopt;
+  Prepare(batch, false);
+  bool fused = true;
+  const double seconds = Timed([&] {
+    Run(StackOp::kEmbed, nullptr);
+    for (const auto& layer : layers_) fused = fused && backend_->MambaDecode(Decode(layer.get()));
+    fused = fused && backend_->NormLinear({residual_.data(), layers_[0]->norm.data(), 1e-5f,
+                                           weights_->lm_head.get(), logits_.data(),
+                                           shape_.vocab_size, batch.num_tokens()});
   });
-  backend_->GatherRows({hidden_.data(), last_rows.data(), last_.data(), batch.num_sequences, d});
-  RunLinear(StackOp::kLmHead,
-            {last_.data(), d, weights_->lm_head.get(), nullptr, logits_.data(), shape_.vocab_size,
-             batch.num_sequences},
-            weights_->embedding, observer, &seconds);
-  return seconds;
+  return fused ? std::optional(seconds) : std::nullopt;
 }
 
 PerOp MambaStack::Bytes(const StackBatch& batch) const {

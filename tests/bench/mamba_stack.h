@@ -5,22 +5,19 @@
 
 #include <array>
 #include <cstdint>
-#include <functional>
+#include <cstdio>
+#include <cstdlib>
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "kernels/backend.h"
 #include "tests/bench/machine_peaks.h"
+#include "tests/bench/model_shapes.h"
 
 namespace vivarium::bench {
-
-struct StackShape {
-  int64_t num_layers, d_model, d_inner, dt_rank, vocab_size;
-  int32_t d_state, conv_width;
-};
-inline constexpr StackShape kMamba130m = {24, 768, 1536, 48, 50280, 16, 4};
 
 enum class StackOp { kEmbed, kNorm, kInProj, kConv, kXProj, kDtProj, kScan, kOutProj, kLmHead };
 inline constexpr int kNumStackOps = 9;
@@ -37,34 +34,69 @@ struct StackBatch {
   int64_t num_tokens() const { return num_sequences * tokens_each; }
 };
 
-// Sees each op of the first layer (and the head) right after it ran.
+// Sees each op of the first layer (and the head) after it ran. All of the params' operands are
+// copies in host memory, as they were before the op, but `out`; weights as they were packed,
+// row-major, rounded to the packed dtype. Sequences begin with the zero state.
 class StackObserver {
  public:
   virtual ~StackObserver() = default;
-  // `weight` is what was packed: row-major, already rounded to the packed dtype.
   virtual void OnLinear(StackOp op, const kernels::LinearParams& params,
                         const std::vector<float>& weight) = 0;
   virtual void OnConv(const kernels::CausalConv1dParams& params, int64_t num_tokens) = 0;
   virtual void OnScan(const kernels::SelectiveScanParams& params, int64_t num_tokens) = 0;
-  // Called before the op runs, since it updates the residual.
-  virtual void OnNorm(const kernels::RmsNormParams& params, const std::function<void()>& run) = 0;
+  virtual void OnNorm(const kernels::RmsNormParams& params) = 0;
 };
 
-// Floats in the backend's memory, as a model's activations and states are.
+// Elements in the backend's memory, as a model's activations, weights and states are.
+template <typename T>
 class DeviceArray {
  public:
   DeviceArray() = default;
-  DeviceArray(kernels::Backend* backend, int64_t size);
+  DeviceArray(kernels::Backend* backend, int64_t size)
+      : backend_(backend),
+        data_(static_cast<T*>(backend->Allocate(static_cast<size_t>(size) * sizeof(T)))),
+        size_(size) {
+    if (data_ == nullptr) DieOutOfMemory(static_cast<size_t>(size) * sizeof(T));
+  }
+  DeviceArray(kernels::Backend* backend, const std::vector<T>& values)
+      : DeviceArray(backend, static_cast<int64_t>(values.size())) {
+    Upload(values);
+  }
   DeviceArray(DeviceArray&& other) noexcept { *this = std::move(other); }
-  DeviceArray& operator=(DeviceArray&& other) noexcept;
-  ~DeviceArray();
-  float* data() { return data_; }
+  DeviceArray& operator=(DeviceArray&& other) noexcept {
+    std::swap(backend_, other.backend_);
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  ~DeviceArray() {
+    if (backend_ != nullptr) backend_->Free(data_);
+  }
+  // At most size() values.
+  void Upload(const std::vector<T>& values) {
+    backend_->CopyToDevice(data_, values.data(), values.size() * sizeof(T));
+  }
+  std::vector<T> Fetch(int64_t count) const {
+    std::vector<T> values(static_cast<size_t>(count));
+    backend_->CopyToHost(values.data(), data_, values.size() * sizeof(T));
+    return values;
+  }
+  T* data() { return data_; }
   int64_t size() const { return size_; }
 
  private:
+  [[noreturn]] static void DieOutOfMemory(size_t bytes) {
+    std::fprintf(stderr, "out of device memory for %zu bytes\n", bytes);
+    std::exit(1);
+  }
   kernels::Backend* backend_ = nullptr;
-  float* data_ = nullptr;
+  T* data_ = nullptr;
   int64_t size_ = 0;
+};
+
+struct StepTimes {
+  PerOp op_seconds;  // of all layers
+  double seconds;    // of the whole step
 };
 
 class MambaStack {
@@ -74,9 +106,14 @@ class MambaStack {
              int64_t max_tokens, int64_t max_sequences, ClockFn clock);
   ~MambaStack();
 
-  // Runs one step; `from_zero`: the sequences begin with it. Returns seconds per op. observer may
-  // be null.
-  PerOp Step(const StackBatch& batch, bool from_zero, StackObserver* observer);
+  // Runs one step from zero states, for `observer` to look at.
+  void Verify(const StackBatch& batch, StackObserver* observer);
+  // Runs and times one step. On the CPU each op is timed in its place. On a device, where asking
+  // for the time costs as much as a small op, each op is timed over all layers in a row, and the
+  // step once more as a whole.
+  StepTimes Step(const StackBatch& batch);
+  // The step by the backend's fused ops; nothing where it has none for this batch.
+  std::optional<double> FusedStep(const StackBatch& batch);
 
   // What a step must at least move and compute: weights and states once, activations in and out of
   // each op; two flops per multiply-add, kScanFlopsPerElement per state element and token.
@@ -86,12 +123,21 @@ class MambaStack {
  private:
   struct Layer;
   struct Weights;
-  void RunLayer(Layer* layer, const std::vector<kernels::Segment>& segments, int64_t num_tokens,
-                StackObserver* observer, PerOp* seconds);
-  template <typename Run>
-  void Timed(StackOp op, PerOp* seconds, const Run& run);
-  void RunLinear(StackOp op, const kernels::LinearParams& params, const std::vector<float>& weight,
-                 StackObserver* observer, PerOp* seconds);
+  // Sends the batch's ids, segments and rows to the device.
+  void Prepare(const StackBatch& batch, bool from_zero);
+  // One op of one layer; embedding, last norm and head take null.
+  void Run(StackOp op, Layer* layer);
+  void RunObserved(StackOp op, Layer* layer, StackObserver* observer);
+  kernels::RmsNormParams Norm();
+  kernels::LinearParams LinearOf(StackOp op, Layer* layer);
+  const std::vector<float>& WeightOf(StackOp op) const;
+  kernels::CausalConv1dParams Conv(Layer* layer);
+  kernels::SelectiveScanParams Scan(Layer* layer);
+  kernels::MambaDecodeParams Decode(Layer* layer);
+  void ObserveConv(Layer* layer, StackObserver* observer);
+  void ObserveScan(Layer* layer, StackObserver* observer);
+  template <typename F>
+  double Timed(const F& run);
   std::unique_ptr<kernels::PackedMatrix> Pack(const std::vector<float>& w, int64_t rows,
                                               int64_t cols) const;
 
@@ -99,9 +145,15 @@ class MambaStack {
   const StackShape shape_;
   const kernels::DType weight_dtype_;
   const ClockFn clock_;
+  const bool on_cpu_;
   std::unique_ptr<Weights> weights_;
   std::vector<std::unique_ptr<Layer>> layers_;
-  DeviceArray residual_, hidden_, xz_, conv_, dbc_, dt_, y_, mixed_, last_, logits_;
+  DeviceArray<float> residual_, hidden_, xz_, conv_, dbc_, dt_, y_, mixed_, last_, logits_,
+      scratch_;
+  DeviceArray<int32_t> token_ids_, last_rows_;
+  DeviceArray<kernels::Segment> segments_;
+  std::vector<kernels::Segment> host_segments_;
+  StackBatch batch_{};
 };
 
 }  // namespace vivarium::bench

@@ -175,6 +175,13 @@ inline uint32_t __float_as_uint(float value) {
 }
 // NOLINTEND(bugprone-reserved-identifier)
 
+// Threads are fibers of one OS thread: nothing comes between.
+inline unsigned atomicAdd(unsigned* address, unsigned value) {
+  const unsigned before = *address;
+  *address += value;
+  return before;
+}
+
 // ---- The runtime API: one device, whose memory is the heap. An OS thread's first stream is the
 // one of its launches, of whoever's calls name it: every call is complete at its return, but
 // dependent launches. Its further streams are for copies and events.

@@ -177,6 +177,7 @@ class StagedBackend final : public Backend {
   void CausalConv1d(const CausalConv1dParams& params) override;
   void SelectiveScan(const SelectiveScanParams& params) override;
   void GatherRows(const GatherRowsParams& params) override;
+  void SampleTokens(const SampleTokensParams& params) override;
   bool MambaDecode(const MambaDecodeParams& params) override;
   bool NormLinear(const NormLinearParams& params) override;
 
@@ -285,6 +286,30 @@ void StagedBackend::GatherRows(const GatherRowsParams& params) {
   p.row_index = staging.At(p.row_index);
   p.out = staging.At(p.out);
   on_->GatherRows(p);
+}
+
+void StagedBackend::SampleTokens(const SampleTokensParams& params) {
+  SampleTokensParams p = params;
+  Staging staging(on_.get());
+  int64_t num_logit_rows = 0, num_edits = 0;
+  for (int64_t r = 0; r < p.num_rows; ++r) {
+    num_logit_rows = std::max(num_logit_rows, p.rows[r].logit_row + 1);
+    num_edits = std::max<int64_t>(num_edits, p.rows[r].edits_begin + p.rows[r].num_edits);
+  }
+  staging.AddRows(p.logits, num_logit_rows, p.num_ids, p.logits_stride);
+  staging.Add(p.rows, p.num_rows);
+  staging.Add(p.edits, num_edits);
+  staging.Add(p.unedited, num_edits);
+  staging.Add(p.tokens, p.num_rows);
+  staging.Add(p.top, p.num_rows * kMaxTopLogprobs);
+  staging.Send();
+  p.logits = staging.At(p.logits);
+  p.rows = staging.At(p.rows);
+  p.edits = staging.At(p.edits);
+  p.unedited = staging.At(p.unedited);
+  p.tokens = staging.At(p.tokens);
+  p.top = staging.At(p.top);
+  on_->SampleTokens(p);
 }
 
 bool StagedBackend::MambaDecode(const MambaDecodeParams& params) {

@@ -61,6 +61,7 @@ class LimitedBackend final : public kernels::Backend {
   void CausalConv1d(const kernels::CausalConv1dParams& p) override { backend_->CausalConv1d(p); }
   void SelectiveScan(const kernels::SelectiveScanParams& p) override { backend_->SelectiveScan(p); }
   void GatherRows(const kernels::GatherRowsParams& p) override { backend_->GatherRows(p); }
+  void SampleTokens(const kernels::SampleTokensParams& p) override { backend_->SampleTokens(p); }
 
  private:
   kernels::Backend* const backend_;

@@ -327,7 +327,7 @@ TEST(RocksDbFaults, AFailedSyncStopsWritingForGood) {
   harness.Save(4);
 }
 
-TEST(RocksDbFaults, AFullDiskIsResourceExhausted) {
+TEST(RocksDbFaults, AFullDiskIsOverWhenThereIsSpace) {
   FaultyEnv faulty;
   StoreHarness harness(StoreKind::kRocksDb, faulty.Options());
   harness.Save(1);
@@ -336,11 +336,12 @@ TEST(RocksDbFaults, AFullDiskIsResourceExhausted) {
   EXPECT_EQ(harness.store().Apply(CommitOf(failed)).code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(harness.store().Load(kTenant, SampleId(2)).status().code(),
             absl::StatusCode::kNotFound);
-  EXPECT_EQ(harness.store().Apply(CommitOf(failed)).code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(harness.store().Apply(CommitOf(failed)).code(), absl::StatusCode::kResourceExhausted);
   faulty.system->fail_append = false;
+  EXPECT_TRUE(harness.store().Apply(CommitOf(failed)).ok());
   harness.Reopen();
   EXPECT_TRUE(harness.store().Load(kTenant, SampleId(1)).ok());
-  EXPECT_TRUE(harness.store().Apply(CommitOf(failed)).ok());
+  EXPECT_TRUE(harness.store().Load(kTenant, SampleId(2)).ok());
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// FakeBackend: a Backend that is host memory alone; it runs no ops.
+// FakeBackend: a Backend that is host memory alone; of the ops, it only samples.
 #pragma once
 
 #include <cstdlib>
@@ -54,10 +54,20 @@ class FakeBackend : public kernels::Backend {
   void CausalConv1d(const kernels::CausalConv1dParams&) override { std::abort(); }
   void SelectiveScan(const kernels::SelectiveScanParams&) override { std::abort(); }
   void GatherRows(const kernels::GatherRowsParams&) override { std::abort(); }
+  void SampleTokens(const kernels::SampleTokensParams& params) override {
+    if (sampler_ == nullptr) {
+      std::string error;
+      sampler_ = kernels::Backend::Create("cpu", {.num_threads = 1, .isa = "portable"}, &error);
+    }
+    sampler_->SampleTokens(params);
+  }
 
   size_t max_allocation_bytes = size_t{1} << 30;
   int num_allocations = 0;
   int num_frees = 0;
+
+ private:
+  std::unique_ptr<kernels::Backend> sampler_;
 };
 
 }  // namespace vivarium::testing

@@ -2,6 +2,7 @@
 
 #include <signal.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <utility>
 
@@ -33,8 +34,11 @@ absl::Status ServerProcess::Launch() {
   std::vector<std::string> argv = {
       VivariumBinary(),   "serve",       "--model", options_.model_dir, "--listen", "127.0.0.1:0",
       "--metrics-listen", "127.0.0.1:0", "--store", options_.store_dir};
-  const std::vector<std::string> device_flags = TestServerFlags();
-  argv.insert(argv.end(), device_flags.begin(), device_flags.end());
+  const std::vector<std::string>& args = options_.args;
+  if (std::find(args.begin(), args.end(), "--device") == args.end()) {
+    const std::vector<std::string> device_flags = TestServerFlags();
+    argv.insert(argv.end(), device_flags.begin(), device_flags.end());
+  }
   argv.insert(argv.end(), options_.args.begin(), options_.args.end());
   auto process = BackgroundProcess::Start(argv, dir_.File("log"));
   if (!process.ok()) return process.status();

@@ -25,6 +25,7 @@ struct ServerProcessOptions {
   std::chrono::seconds start_timeout{120};  // sanitizer builds are slow
 };
 
+// Runs on the device under test (TestServerFlags), unless args name one.
 // Runs while it lives; its store outlives KillHard and Terminate, so that Restart goes on with what
 // was durable. The port changes with every start. Not thread-safe.
 class ServerProcess {

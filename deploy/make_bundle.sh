@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# make_bundle.sh [--build DIR] [OUTPUT]: a folder that runs elsewhere, as one file.
+#
+# Packs the server, the bundled model, the tests and benchmarks that say something about a device,
+# their data, and every library that they need but libc, into OUTPUT (default: DIR/vivarium-bundle
+# .tar.gz; .tar.zst by its name). It runs on any x86-64 Linux with glibc 2.36 or later; with a GPU
+# that needs its driver alone. Unpack it, then: tests/device_check.sh
+#
+#   --build DIR   the build folder (default: build); its programs are built first
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")/.."
+export LC_ALL=C
+
+build=build output=""
+max_bytes=60000000
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --build) build=${2:?--build needs a folder}; shift ;;
+    -h|--help) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
+    -*) echo "make_bundle.sh: unknown option '$1' (see --help)" >&2; exit 2 ;;
+    *) output=$1 ;;
+  esac
+  shift
+done
+output=${output:-$build/vivarium-bundle.tar.gz}
+command -v patchelf >/dev/null || { echo "make_bundle.sh: needs patchelf (deploy/install_packages.sh --test)" >&2; exit 1; }
+
+# What tests/device_check.sh runs, and the server.
+programs=(vivarium kernels_test device_test golden_test model_invariants_test model_reference_test
+          real_model_test server_test exact_resume_test device_change_test kill_test kill_writer
+          kernel_bench engine_bench)
+ninja -C "$build" --quiet "${programs[@]}"
+
+stage=$(mktemp -d)
+trap 'rm -rf "$stage"' EXIT
+root=$stage/vivarium-bundle
+mkdir -p "$root"/{bin,lib,models,cli,tests}
+for program in "${programs[@]}"; do
+  strip -o "$root/bin/$program" "$build/bin/$program"
+  chmod 755 "$root/bin/$program"
+done
+
+# The C library and its parts belong to the machine; everything else comes along.
+of_the_machine='^(ld-linux-x86-64|libc|libm|libdl|librt|libpthread|libresolv|libanl|libutil)\.so'
+ldd "${programs[@]/#/$root/bin/}" | sed -n 's/^[[:space:]]*\(lib[^ ]*\) => \(\/[^ ]*\) .*/\1 \2/p' |
+  sort -u | while read -r name path; do
+    [[ $name =~ $of_the_machine ]] && continue
+    cp -L "$path" "$root/lib/$name"
+    chmod 644 "$root/lib/$name"
+    strip --strip-unneeded "$root/lib/$name"
+    patchelf --set-rpath '$ORIGIN' "$root/lib/$name"
+  done
+for program in "${programs[@]}"; do
+  patchelf --set-rpath '$ORIGIN/../lib' "$root/bin/$program"
+done
+# A library that is found here by luck must be in the bundle.
+missing=$(env -i LD_LIBRARY_PATH= ldd "$root"/bin/* | grep -v "$root/lib/" |
+          sed -n 's/^[[:space:]]*\(lib[^ ]*\) => .*/\1/p' | sort -u | grep -Ev "$of_the_machine" || true)
+[ -z "$missing" ] || { echo "make_bundle.sh: not in the bundle:" $missing >&2; exit 1; }
+
+cp -R models/vivarium-stories models/LICENSE "$root/models/"
+mkdir -p "$root/tests/data"
+cp -R tests/data/goldens tests/data/statestore "$root/tests/data/"
+cp tests/device_check.sh "$root/tests/"
+cp cli/vivarium.1 "$root/cli/"
+{
+  echo "commit: $(git rev-parse HEAD 2>/dev/null || echo unknown)$(git diff --quiet HEAD 2>/dev/null || echo ' (changed)')"
+  echo "cuda: $(sed -n 's/^CMAKE_CUDA_ARCHITECTURES:.*=//p' "$build/CMakeCache.txt")"
+  echo "glibc: 2.36 or later"
+} >"$root/BUNDLE"
+
+mkdir -p "$(dirname "$output")"
+case "$output" in
+  *.tar.zst) compress=(zstd -q -12) ;;
+  *) compress=(gzip -9) ;;
+esac
+tar -C "$stage" --sort=name --owner=0 --group=0 -c vivarium-bundle | "${compress[@]}" >"$output"
+bytes=$(stat -c %s "$output")
+echo "$output: $bytes bytes, unpacked $(du -sb "$root" | cut -f1)"
+[ "$bytes" -le "$max_bytes" ] || { echo "make_bundle.sh: expected at most $max_bytes bytes" >&2; exit 1; }
