@@ -1,26 +1,33 @@
-// engine_bench: the whole model (mamba-130m's shape, random weights made on the spot), verified,
-// then timed: decode at several batch sizes and prefill, each figure beside its floor.
+// engine_bench: the whole model of a known shape, random weights made on the spot, verified, then
+// timed: decode at several batch sizes, prefill, and the engine's own loop with and without
+// snapshots, each figure beside its floor.
 //
-//   engine_bench [--json] [--quick] [--cpu-time] [--isa NAME] [--threads N] [--weights bf16|f32]
+//   engine_bench [--device cpu|cuda:N] [--shape 130m|...|2.8b] [--max-batch N] [--weights bf16|f32]
+//                [--json] [--json-to FILE] [--quick] [--cpu-time] [--isa NAME] [--threads N]
 //
 // --cpu-time counts the CPU time of one thread (and means --threads 1), for machines that other
-// work shares.
+// work shares; the engine's loop has a thread of its own, and is left out then.
 //
-// Floors, from peaks measured in the same run with the same threads (before, between and after the
-// timings, the best of each: on a busy machine one measurement alone comes out low). A step reads
-// every weight once and reads and writes each sequence's state: bytes / read bandwidth; its
-// products take 2 flops per weight and token: flops / peak rate of the weights' dtype. The floor is
-// the larger of the two. Prefill computes logits for the last token only, so its flops leave out
-// the head.
+// Floors, from peaks measured in the same run on the same device (device_peaks.h; before, between
+// and after the timings, the best of each: on a busy machine one measurement alone comes out low).
+// A step reads every weight once and reads and writes each sequence's state: bytes / read
+// bandwidth; its products take 2 flops per weight and token: flops / peak rate of the weights'
+// dtype. The floor is the larger of the two. Prefill computes logits for the last token only, so
+// its flops leave out the head.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <vector>
 
-#include "tests/bench/machine_peaks.h"
+#include "tests/bench/device_peaks.h"
+#include "tests/bench/engine_snapshots.h"
+#include "tests/bench/model_shapes.h"
+#include "tests/bench/random_checkpoint.h"
 #include "tests/support/mamba_files.h"
 #include "tests/support/model_harness.h"
 #include "tests/support/temp_dir.h"
@@ -34,11 +41,15 @@ using test::HarnessOptions;
 using test::MambaSpec;
 using test::ModelHarness;
 
-constexpr int32_t kMaxSequences = 64;
 constexpr int32_t kPrefillChunk = 512;
+constexpr int32_t kVerifyChunk = 16;
 
 struct Options {
+  std::string device = "cpu";
+  const StackShape* shape = FindShape("130m");
+  int32_t max_batch = 0;  // 0: 64 on the CPU, else 256
   bool json = false;
+  std::string json_to;
   bool cpu_time = false;
   bool quick = false;  // a small model and few steps: to see that all of it runs and verifies
   std::string isa;
@@ -46,15 +57,15 @@ struct Options {
   WeightFormat weights = WeightFormat::kBF16;
 };
 
-MambaSpec Mamba130m(bool quick) {
+MambaSpec SpecOf(const StackShape& shape, bool quick) {
   MambaSpec spec;
-  spec.num_layers = quick ? 2 : 24;
-  spec.d_model = 768;
-  spec.d_inner = 1536;
-  spec.d_state = 16;
-  spec.d_conv = 4;
-  spec.dt_rank = 48;
-  spec.vocab_size = quick ? 1000 : 50280;
+  spec.num_layers = quick ? 2 : shape.num_layers;
+  spec.d_model = shape.d_model;
+  spec.d_inner = shape.d_inner;
+  spec.d_state = shape.d_state;
+  spec.d_conv = shape.conv_width;
+  spec.dt_rank = shape.dt_rank;
+  spec.vocab_size = quick ? std::min<int64_t>(shape.vocab_size, 1000) : shape.vocab_size;
   spec.dtype = kernels::DType::kBF16;
   return spec;
 }
@@ -82,17 +93,17 @@ struct DecodeBatch {
 
 // Counts wrong results: rows of a full batch, and a chunked prefill's state and last logits, must
 // have the bits of sequences that ran alone, token by token.
-int Verify(ModelHarness* harness) {
+int Verify(ModelHarness* harness, int32_t num_sequences) {
   constexpr int64_t kPositions = 3;
   const int64_t vocab = harness->vocab();
   const size_t row_bytes = static_cast<size_t>(vocab) * sizeof(float);
   int num_wrong = 0;
   std::vector<float> batched;
-  for (int32_t slot = 0; slot < kMaxSequences; ++slot) harness->ZeroSlot(slot);
+  for (int32_t slot = 0; slot < num_sequences; ++slot) harness->ZeroSlot(slot);
   for (int64_t position = 0; position < kPositions; ++position) {
-    batched = harness->Run(DecodeBatch(0, kMaxSequences, position, vocab).batch());
+    batched = harness->Run(DecodeBatch(0, num_sequences, position, vocab).batch());
   }
-  for (const int32_t sequence : {0, 1, 31, kMaxSequences - 1}) {
+  for (const int32_t sequence : std::set<int32_t>{0, num_sequences / 2, num_sequences - 1}) {
     const std::vector<std::byte> state = harness->ReadSlot(sequence);
     harness->ZeroSlot(sequence);
     std::vector<float> alone;
@@ -107,7 +118,7 @@ int Verify(ModelHarness* harness) {
   for (int64_t i = 0; i < 21; ++i) prompt.push_back(Token(5, i, vocab));
   harness->ZeroSlot(0);
   harness->ZeroSlot(1);
-  const std::vector<float> chunked = harness->Feed(prompt, 0, 16);
+  const std::vector<float> chunked = harness->Feed(prompt, 0, kVerifyChunk);
   const std::vector<float> stepped = harness->Feed(prompt, 1, 1);
   num_wrong += std::memcmp(chunked.data(), stepped.data(), chunked.size() * sizeof(float)) != 0;
   num_wrong += harness->ReadSlot(0) != harness->ReadSlot(1);
@@ -188,6 +199,7 @@ Figure Decode(const MambaSpec& spec, ModelHarness* harness, int32_t num_sequence
   const auto seconds = TimeSeconds(repeats, clock, [&] {
     const DecodeBatch step(0, num_sequences, position++, harness->vocab());
     harness->model().Forward(step.batch(), harness->slots());
+    harness->model().backend()->Synchronize();
   });
   const Work work = StepWork(spec, harness, weights, num_sequences, num_sequences, num_sequences);
   return {"decode", num_sequences, num_sequences, seconds, work};
@@ -206,6 +218,7 @@ Figure Prefill(const MambaSpec& spec, ModelHarness* harness, int32_t length, int
       harness->model().Forward({std::span(prompt).subspan(begin, size), {&segment, 1}, rows},
                                harness->slots());
     }
+    harness->model().backend()->Synchronize();
   });
   Work work{};
   for (int32_t begin = 0; begin < length; begin += kPrefillChunk) {
@@ -227,70 +240,103 @@ void Print(const nlohmann::json& row) {
   std::fflush(stdout);
 }
 
+// Flags without a value. False when `arg` is none of them.
+bool ParseSwitch(const std::string& arg, Options* options) {
+  if (arg == "--json") {
+    options->json = true;
+  } else if (arg == "--cpu-time") {
+    options->cpu_time = true;
+  } else if (arg == "--quick") {
+    options->quick = true;
+  } else {
+    return false;
+  }
+  return true;
+}
+
+bool ParseValue(const std::string& arg, const std::string& value, Options* options) {
+  if (arg == "--device") {
+    options->device = value;
+  } else if (arg == "--shape") {
+    options->shape = FindShape(value);
+    return options->shape != nullptr;
+  } else if (arg == "--max-batch") {
+    options->max_batch = std::atoi(value.c_str());
+    return options->max_batch >= 2;
+  } else if (arg == "--json-to") {
+    options->json_to = value;
+  } else if (arg == "--isa") {
+    options->isa = value;
+  } else if (arg == "--threads") {
+    options->num_threads = std::atoi(value.c_str());
+    return options->num_threads > 0;
+  } else if (arg == "--weights" && (value == "bf16" || value == "f32")) {
+    options->weights = value == "f32" ? WeightFormat::kF32 : WeightFormat::kBF16;
+  } else {
+    return false;
+  }
+  return true;
+}
+
 bool ParseOptions(int argc, char** argv, Options* options) {
   for (int i = 1; i < argc; ++i) {
-    const std::string arg = argv[i];
-    const std::string value = i + 1 < argc ? argv[i + 1] : "";
-    if (arg == "--json") {
-      options->json = true;
-    } else if (arg == "--cpu-time") {
-      options->cpu_time = true;
-    } else if (arg == "--quick") {
-      options->quick = true;
-    } else if (arg == "--isa" && !value.empty()) {
-      options->isa = value;
+    if (ParseSwitch(argv[i], options)) continue;
+    if (i + 1 < argc && ParseValue(argv[i], argv[i + 1], options)) {
       ++i;
-    } else if (arg == "--threads" && std::atoi(value.c_str()) > 0) {
-      options->num_threads = std::atoi(value.c_str());
-      ++i;
-    } else if (arg == "--weights" && (value == "bf16" || value == "f32")) {
-      options->weights = value == "f32" ? WeightFormat::kF32 : WeightFormat::kBF16;
-      ++i;
-    } else {
-      std::fprintf(
-          stderr,
-          "usage: engine_bench [--json] [--quick] [--cpu-time] [--isa portable|avx2|avx512]"
-          " [--threads N] [--weights bf16|f32]\n");
-      return false;
+      continue;
     }
+    std::fprintf(stderr,
+                 "usage: engine_bench [--device cpu|cuda:N] [--shape %s] [--max-batch N]"
+                 " [--weights bf16|f32] [--json] [--json-to FILE] [--quick] [--cpu-time]"
+                 " [--isa portable|avx2|avx512] [--threads N]\n",
+                 ShapeNames().c_str());
+    return false;
   }
+  if (options->max_batch == 0) options->max_batch = options->device == "cpu" ? 64 : 256;
+  if (options->cpu_time) options->num_threads = 1;
   return true;
 }
 
 absl::StatusOr<std::unique_ptr<ModelHarness>> LoadRandom(const MambaSpec& spec,
                                                          const Options& options) {
-  const test::TempDir directory = test::TempDir::InMemory();
-  WriteMambaModel(spec, directory.path());
+  const test::TempDir directory;
+  test::WriteFile(directory.File("config.json"), MambaConfigJson(spec));
   HarnessOptions harness_options;
+  harness_options.device = options.device;
   harness_options.weights = options.weights;
   harness_options.num_threads = options.num_threads;
   harness_options.isa = options.isa;
-  harness_options.max_batch_tokens = kPrefillChunk;
-  harness_options.max_logit_rows = kMaxSequences;
-  harness_options.num_slots = kMaxSequences;
-  return ModelHarness::Load(directory.path(), harness_options);
+  harness_options.max_batch_tokens = std::max(kPrefillChunk, options.max_batch);
+  harness_options.max_logit_rows = std::max(kVerifyChunk, options.max_batch);
+  harness_options.num_slots = options.max_batch;
+  return ModelHarness::LoadFrom(RandomCheckpoint(spec), directory.path(), harness_options);
 }
 
 // Times everything; `peaks` receives the best of three measurements.
 std::vector<Figure> Measure(const MambaSpec& spec, ModelHarness* harness, const Options& options,
                             MachinePeaks* peaks) {
-  const kernels::Backend& backend = *harness->model().backend();
+  kernels::Backend* const backend = harness->model().backend();
   const ClockFn clock = options.cpu_time ? ThreadCpuSeconds : WallSeconds;
+  const bool is_small = options.shape->name == "tiny";
   *peaks = {};
   const auto measure_peaks = [&] {
-    const MachinePeaks again = MeasurePeaks(backend.isa(), backend.num_threads(), clock);
+    const MachinePeaks again =
+        MeasureDevicePeaks(backend, clock, is_small ? size_t{1} << 16 : kCopyBytes);
     peaks->read_bytes_per_s = std::max(peaks->read_bytes_per_s, again.read_bytes_per_s);
     peaks->f32_flops_per_s = std::max(peaks->f32_flops_per_s, again.f32_flops_per_s);
     peaks->bf16_flops_per_s = std::max(peaks->bf16_flops_per_s, again.bf16_flops_per_s);
+    peaks->how = again.how;
   };
   std::vector<Figure> figures;
   measure_peaks();
-  for (const int32_t num_sequences : {1, 4, 8, 16, 32, kMaxSequences}) {
+  for (const int32_t num_sequences : {1, 2, 4, 8, 16, 32, 64, 128, 256}) {
+    if (num_sequences > options.max_batch) break;
     figures.push_back(
         Decode(spec, harness, num_sequences, options.quick ? 2 : 20, clock, options.weights));
   }
   measure_peaks();
   for (const int32_t length : {512, 2048}) {
+    if (is_small && length > 512) break;
     figures.push_back(
         Prefill(spec, harness, length, options.quick ? 1 : 3, clock, options.weights));
   }
@@ -299,29 +345,51 @@ std::vector<Figure> Measure(const MambaSpec& spec, ModelHarness* harness, const 
 }
 
 void PrintHeader(const nlohmann::json& report) {
-  std::printf("%s, %d threads; read %.1f GB/s, f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s\n",
+  std::printf("%s, %s; %d threads; read %.1f GB/s, f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s (%s)\n",
+              report["model"].get<std::string>().c_str(),
               report["numerics"].get<std::string>().c_str(), report["threads"].get<int>(),
               report["read_gb_per_s"].get<double>(), report["f32_gflop_per_s"].get<double>(),
-              report["bf16_gflop_per_s"].get<double>());
+              report["bf16_gflop_per_s"].get<double>(), report["peaks"].get<std::string>().c_str());
   std::printf("%-8s %5s %10s %10s %10s %10s  %-5s %10s %6s %6s\n", "what", "size", "tok/s", "best",
               "ms", "floor ms", "bound", "floor t/s", "of", "best");
 }
 
-int Main(int argc, char** argv) {
-  Options options;
-  if (!ParseOptions(argc, argv, &options)) return 2;
-  if (options.cpu_time) options.num_threads = 1;
-  const MambaSpec spec = Mamba130m(options.quick);
-  const auto loaded = LoadRandom(spec, options);
-  if (!loaded.ok()) {
-    std::fprintf(stderr, "%s\n", loaded.status().ToString().c_str());
-    return 2;
-  }
-  ModelHarness* harness = loaded->get();
-  if (Verify(harness) != 0) return 1;
-  MachinePeaks peaks{};
-  const std::vector<Figure> figures = Measure(spec, harness, options, &peaks);
-  nlohmann::json report = {{"model", options.quick ? "quick" : "mamba-130m shape, random weights"},
+void PrintReport(const nlohmann::json& report) {
+  PrintHeader(report);
+  for (const nlohmann::json& row : report["rows"]) Print(row);
+  if (!report.contains("snapshots")) return;
+  const nlohmann::json& s = report["snapshots"];
+  std::printf(
+      "engine   %5d %10.1f tok/s; %10.1f with snapshots every %d tokens (%d of %d bytes): "
+      "%.2f %% at every 1,000\n",
+      s["streams"].get<int>(), s["tokens_per_s_without"].get<double>(),
+      s["tokens_per_s_with"].get<double>(), s["every_tokens"].get<int>(), s["count"].get<int>(),
+      report["slot_bytes"].get<int>(), s["percent_per_1000"].get<double>());
+}
+
+absl::Status MeasureSnapshots(ModelHarness* harness, const Options& options,
+                              nlohmann::json* report) {
+  constexpr uint32_t kEvery = 50;
+  const bool on_cpu = options.device == "cpu";
+  const int32_t num_streams = std::min(options.max_batch, on_cpu ? 8 : 64);
+  const uint32_t num_tokens = options.quick ? kEvery + 10 : on_cpu ? 100 : 400;
+  const auto cost = MeasureSnapshotCost(&harness->model(), num_streams, num_tokens, kEvery,
+                                        options.quick ? 1 : 3);
+  if (!cost.ok()) return cost.status();
+  (*report)["snapshots"] = {{"streams", num_streams},
+                            {"every_tokens", kEvery},
+                            {"count", cost->num_snapshots},
+                            {"tokens_per_s_without", cost->tokens_per_s_without},
+                            {"tokens_per_s_with", cost->tokens_per_s_with},
+                            {"percent_per_1000", cost->percent_per_1000}};
+  return absl::OkStatus();
+}
+
+nlohmann::json Report(ModelHarness* harness, const Options& options, const MachinePeaks& peaks,
+                      const std::vector<Figure>& figures) {
+  const std::string shape = std::string(options.shape->name) + (options.quick ? ", quick" : "");
+  nlohmann::json report = {{"model", "mamba-" + shape + ", random weights"},
+                           {"device", options.device},
                            {"numerics", std::string(harness->model().numerics_id())},
                            {"threads", harness->model().backend()->num_threads()},
                            {"weight_bytes", harness->model().weight_bytes()},
@@ -330,15 +398,39 @@ int Main(int argc, char** argv) {
                            {"read_gb_per_s", peaks.read_bytes_per_s / 1e9},
                            {"f32_gflop_per_s", peaks.f32_flops_per_s / 1e9},
                            {"bf16_gflop_per_s", peaks.bf16_flops_per_s / 1e9},
+                           {"peaks", peaks.how},
                            {"rows", nlohmann::json::array()}};
   for (const Figure& figure : figures)
     report["rows"].push_back(Row(figure, peaks, options.weights));
+  return report;
+}
+
+int Main(int argc, char** argv) {
+  Options options;
+  if (!ParseOptions(argc, argv, &options)) return 2;
+  const MambaSpec spec = SpecOf(*options.shape, options.quick);
+  const auto loaded = LoadRandom(spec, options);
+  if (!loaded.ok()) {
+    std::fprintf(stderr, "%s\n", loaded.status().ToString().c_str());
+    return 2;
+  }
+  ModelHarness* harness = loaded->get();
+  if (Verify(harness, options.max_batch) != 0) return 1;
+  MachinePeaks peaks{};
+  const std::vector<Figure> figures = Measure(spec, harness, options, &peaks);
+  nlohmann::json report = Report(harness, options, peaks, figures);
+  if (!options.cpu_time) {
+    if (const absl::Status status = MeasureSnapshots(harness, options, &report); !status.ok()) {
+      std::fprintf(stderr, "%s\n", status.ToString().c_str());
+      return 1;
+    }
+  }
   if (options.json) {
     std::printf("%s\n", report.dump(1).c_str());
-    return 0;
+  } else {
+    PrintReport(report);
   }
-  PrintHeader(report);
-  for (const nlohmann::json& row : report["rows"]) Print(row);
+  if (!options.json_to.empty()) std::ofstream(options.json_to) << report.dump(1) << "\n";
   return 0;
 }
 

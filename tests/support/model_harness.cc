@@ -10,6 +10,14 @@ namespace vivarium::test {
 
 absl::StatusOr<std::unique_ptr<ModelHarness>> ModelHarness::Load(const std::string& directory,
                                                                  const HarnessOptions& options) {
+  auto checkpoint = engine::Checkpoint::Open(directory);
+  if (!checkpoint.ok()) return checkpoint.status();
+  return LoadFrom(**checkpoint, directory, options);
+}
+
+absl::StatusOr<std::unique_ptr<ModelHarness>> ModelHarness::LoadFrom(
+    const engine::Checkpoint& checkpoint, const std::string& directory,
+    const HarnessOptions& options) {
   auto harness = std::unique_ptr<ModelHarness>(new ModelHarness);
   kernels::BackendOptions backend_options;
   backend_options.num_threads = options.num_threads;
@@ -17,16 +25,14 @@ absl::StatusOr<std::unique_ptr<ModelHarness>> ModelHarness::Load(const std::stri
   std::string error;
   harness->backend_ = kernels::Backend::Create(options.device, backend_options, &error);
   if (harness->backend_ == nullptr) return absl::InvalidArgumentError(error);
-  auto checkpoint = engine::Checkpoint::Open(directory);
-  if (!checkpoint.ok()) return checkpoint.status();
-  auto config = engine::LoadModelConfig(directory, **checkpoint);
+  auto config = engine::LoadModelConfig(directory, checkpoint);
   if (!config.ok()) return config.status();
   engine::ModelOptions model_options;
   model_options.weights = options.weights;
   model_options.state_dtype = options.state_dtype;
   model_options.max_batch_tokens = options.max_batch_tokens;
   model_options.max_logit_rows = options.max_logit_rows;
-  auto model = engine::Model::Load(**checkpoint, *config, harness->backend_.get(), model_options);
+  auto model = engine::Model::Load(checkpoint, *config, harness->backend_.get(), model_options);
   if (!model.ok()) return model.status();
   harness->model_ = *std::move(model);
   harness->num_slots_ = options.num_slots;

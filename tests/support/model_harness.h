@@ -30,6 +30,10 @@ class ModelHarness {
  public:
   static absl::StatusOr<std::unique_ptr<ModelHarness>> Load(const std::string& directory,
                                                             const HarnessOptions& options);
+  // As Load, of an open checkpoint; `directory` has config.json.
+  static absl::StatusOr<std::unique_ptr<ModelHarness>> LoadFrom(
+      const engine::Checkpoint& checkpoint, const std::string& directory,
+      const HarnessOptions& options);
   ~ModelHarness();
 
   engine::Model& model() { return *model_; }
