@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "statestore/page_token.h"
+#include "statestore/slot_packing.h"
 #include "statestore/state_codec.h"
 #include "statestore/state_validation.h"
 #include "statestore/store_rules.h"
@@ -80,6 +81,9 @@ absl::Status MemoryStore::ApplyLocked(const Commit& commit) {
     Entry entry{state.manifest, engine::StateBuffer(state.slot->size())};
     std::memcpy(entry.slot.data(), state.slot->data(), state.slot->size());
     entry.manifest.stored_bytes = StoredBytes(state.slot->size(), kDefaultChunkBytes);
+    entry.manifest.loss = WithLoss(
+        state.manifest.loss, MeasureLoss(state.manifest.layout, state.manifest.codec, *state.slot));
+    RoundSlot(state.manifest.layout, state.manifest.codec, &entry.slot);
     tenant.states.emplace(state.manifest.id, std::move(entry));
   }
   if (commit.head_move.has_value()) MoveHead(tenant, commit, now);

@@ -44,4 +44,8 @@ absl::StatusOr<std::string_view> Unframe(const FrameKind& kind, std::string_view
   return framed.substr(kFrameHeaderBytes);
 }
 
+uint32_t FrameVersion(std::string_view bytes) {
+  return ByteReader(bytes.substr(kFrameHeaderBytes - sizeof(uint32_t))).Number<uint32_t>();
+}
+
 }  // namespace vivarium::statestore

@@ -25,4 +25,7 @@ std::string Frame(const FrameKind& kind, std::string_view body);
 // newer version (both named).
 absl::StatusOr<std::string_view> Unframe(const FrameKind& kind, std::string_view bytes);
 
+// Of a frame that Unframe has accepted.
+uint32_t FrameVersion(std::string_view bytes);
+
 }  // namespace vivarium::statestore

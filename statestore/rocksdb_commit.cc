@@ -5,6 +5,7 @@
 #include "statestore/byte_codec.h"
 #include "statestore/record_codec.h"
 #include "statestore/rocksdb_store_impl.h"
+#include "statestore/slot_packing.h"
 #include "statestore/state_validation.h"
 #include "statestore/store_rules.h"
 
@@ -116,27 +117,31 @@ absl::Status RocksDbStore::ApplyValid(const Commit& commit, uint64_t num_bytes) 
 
 absl::Status RocksDbStore::WriteChunks(const Commit& commit, std::vector<ChunkTable>* tables) {
   for (const Commit::NewState& state : commit.states) {
-    tables->push_back(MakeChunkTable(*state.slot, options_.chunk_bytes));
-    if (absl::Status status = WriteChunksOf(state, tables->back()); !status.ok()) return status;
+    tables->emplace_back();
+    if (absl::Status status = WriteChunksOf(state, &tables->back()); !status.ok()) return status;
   }
   return absl::OkStatus();
 }
 
-absl::Status RocksDbStore::WriteChunksOf(const Commit::NewState& state, const ChunkTable& table) {
+absl::Status RocksDbStore::WriteChunksOf(const Commit::NewState& state, ChunkTable* table) {
   const StateManifest& manifest = state.manifest;
-  for (uint32_t i = 0; i < table.checksums.size(); ++i) {
+  table->chunk_bytes = options_.chunk_bytes;
+  const uint64_t num_chunks = NumChunks(state.slot->size(), table->chunk_bytes);
+  for (uint32_t i = 0; i < num_chunks; ++i) {
     rocksdb::WriteBatch batch;
     if (i == 0) {
-      batch.Put(Key(KeyKind::kIntent, manifest.tenant, manifest.id),
-                EncodeIntent(table.checksums.size()));
+      batch.Put(Key(KeyKind::kIntent, manifest.tenant, manifest.id), EncodeIntent(num_chunks));
     }
     const std::string key = ChunkKey(manifest.tenant, manifest.id, i);
-    const std::span<const std::byte> payload = ChunkPayload(*state.slot, table.chunk_bytes, i);
-    const auto envelope = ChunkEnvelope(payload.size());
+    EncodedChunk chunk;
+    EncodeChunk(manifest.layout, manifest.codec, *state.slot, table->chunk_bytes, i, &chunk);
+    const std::string_view envelope(chunk.envelope.data(), chunk.envelope.size());
+    table->checksums.push_back(ChunkChecksum(envelope, chunk.payload));
+    table->stored_bytes += envelope.size() + chunk.payload.size();
     const rocksdb::Slice key_parts[] = {key};
     const rocksdb::Slice value_parts[] = {
-        {envelope.data(), envelope.size()},
-        {reinterpret_cast<const char*>(payload.data()), payload.size()}};
+        AsSlice(envelope),
+        {reinterpret_cast<const char*>(chunk.payload.data()), chunk.payload.size()}};
     batch.Put(database_->chunks(), rocksdb::SliceParts(key_parts, 1),
               rocksdb::SliceParts(value_parts, 2));
     if (absl::Status status = database_->Write(&batch, /*sync=*/false); !status.ok()) {
@@ -172,7 +177,9 @@ absl::Status RocksDbStore::PlanStates(const Commit& commit, const std::vector<Ch
     }
     if (tables.empty()) continue;
     stored.chunks = tables[i];
-    manifest.stored_bytes = StoredBytes(manifest.layout.slot_bytes, stored.chunks.chunk_bytes);
+    manifest.stored_bytes = stored.chunks.stored_bytes;
+    manifest.loss = WithLoss(manifest.loss,
+                             MeasureLoss(manifest.layout, manifest.codec, *commit.states[i].slot));
     batch->Put(key, EncodeManifest(stored));
     batch->Delete(Key(KeyKind::kIntent, tenant, manifest.id));
     if (!manifest.parent_id.empty()) {

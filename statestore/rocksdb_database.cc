@@ -163,7 +163,9 @@ absl::Status RocksDbDatabase::OpenDb(const std::string& directory, const RocksDb
                      " is open already, in another process or in this one (its file LOCK "
                      "is held)"));
   }
-  const bool could_not_read = absl::StrContains(status.ToString(), "IO error");
+  // RocksDB says so too where it could not read.
+  const bool could_not_read = absl::StrContains(status.ToString(), "IO error") ||
+                              absl::StrContains(status.ToString(), "Direct I/O");
   if (status.IsInvalidArgument() && !could_not_read) {
     return absl::FailedPreconditionError(absl::StrCat(
         "store ", directory, ": not one of ours, or of a newer version: ", status.ToString()));

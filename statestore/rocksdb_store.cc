@@ -211,23 +211,21 @@ absl::StatusOr<SavedState> RocksDbStore::LoadVerified(const std::string& tenant,
   const RocksDbSnapshot snapshot(database_->db());
   absl::StatusOr<StoredManifest> stored = ReadLive(tenant, id, snapshot.get());
   if (!stored.ok()) return stored.status();
-  SavedState state{std::move(stored->manifest), engine::StateBuffer()};
-  state.slot = engine::StateBuffer(state.manifest.layout.slot_bytes);
+  engine::StateBuffer slot(stored->manifest.layout.slot_bytes);
   const ChunkTable& table = stored->chunks;
   for (uint32_t i = 0; i < table.checksums.size(); ++i) {
     rocksdb::PinnableSlice chunk;
     status = database_->GetChunk(ChunkKey(tenant, id, i), snapshot.get(), &chunk);
     if (absl::IsUnavailable(status)) return status;  // the disk could not be read: try again
     if (status.ok()) {
-      status = DecodeChunk({chunk.data(), chunk.size()}, table.checksums[i],
-                           ChunkPayload(state.slot, table.chunk_bytes, i));
+      status = DecodeChunk({chunk.data(), chunk.size()}, *stored, i, &slot);
     }
     if (!status.ok()) {
       return StoredDataError(
           status, absl::StrCat("state ", id, ", chunk ", i, " of ", table.checksums.size()));
     }
   }
-  return state;
+  return SavedState{std::move(stored->manifest), std::move(slot)};
 }
 
 absl::StatusOr<SavedState> RocksDbStore::Load(const std::string& tenant, const StateId& id) {

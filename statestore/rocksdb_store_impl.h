@@ -101,7 +101,7 @@ class RocksDbStore final : public StateStore {
   // --- committing (rocksdb_commit.cc) ---
   absl::Status ApplyValid(const Commit& commit, uint64_t num_bytes);
   absl::Status WriteChunks(const Commit& commit, std::vector<ChunkTable>* tables);
-  absl::Status WriteChunksOf(const Commit::NewState& state, const ChunkTable& table);
+  absl::Status WriteChunksOf(const Commit::NewState& state, ChunkTable* table);
   // Everything a commit must be checked for; fills `batch` on the way. `tables` may be empty for a
   // first check. `is_new_request`: no record lies under its id yet, not even an expired one.
   absl::Status PlanCommit(const Commit& commit, const std::vector<ChunkTable>& tables,

@@ -42,7 +42,7 @@ absl::Status RocksDbStore::DropState(const StoredManifest& stored, bool sync) {
   StateId rest;
   if (*has_child) {
     batch.Put(Key(KeyKind::kManifest, manifest.tenant, manifest.id),
-              EncodeManifest({AsDropped(manifest), {stored.chunks.chunk_bytes, {}}}));
+              EncodeManifest({AsDropped(manifest), {stored.chunks.chunk_bytes, {}, 0}}));
   } else {
     PlanForget(manifest, &batch);
     difference += {0, -1, 0, 0};

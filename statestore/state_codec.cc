@@ -1,6 +1,7 @@
 #include "statestore/state_codec.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -8,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "statestore/byte_codec.h"
 #include "statestore/record_frame.h"
+#include "statestore/slot_packing.h"
 #include "statestore/state_id.h"
 #include "statestore/state_validation.h"
 
@@ -19,7 +21,7 @@ using engine::StatePart;
 using engine::TranscriptToken;
 
 constexpr FrameKind kManifestFrame = {"manifest", "VMAN", kManifestVersion};
-constexpr uint8_t kCodecRaw = 0;
+constexpr uint8_t kNumCodecs = 3;
 constexpr size_t kNonceBytes = 12;
 constexpr size_t kMinPartBytes = 4 + 1 + 1 + 8 + 8;  // empty name, no dimensions
 constexpr size_t kMinLabelBytes = 4 + 4;
@@ -189,14 +191,31 @@ absl::Status ValidateChunkTable(const StateManifest& manifest, const ChunkTable&
     return absl::InvalidArgumentError(absl::StrCat(
         "manifest ", manifest.id, ": ", chunks.checksums.size(), " chunks, expected ", num_chunks));
   }
-  const uint64_t stored_bytes =
-      manifest.bytes_dropped ? 0 : StoredBytes(slot_bytes, chunks.chunk_bytes);
-  if (manifest.stored_bytes != stored_bytes) {
-    return absl::InvalidArgumentError(absl::StrCat("manifest ", manifest.id, ": ",
-                                                   manifest.stored_bytes,
-                                                   " stored bytes, expected ", stored_bytes));
+  PackedSize expected;
+  for (uint64_t begin = 0; begin < slot_bytes; begin += chunks.chunk_bytes) {
+    const uint64_t end = std::min<uint64_t>(begin + chunks.chunk_bytes, slot_bytes);
+    const PackedSize chunk = PackedBytes(manifest.layout, manifest.codec, begin, end);
+    expected.min_bytes += kEnvelopeBytes + chunk.min_bytes;
+    expected.max_bytes += kEnvelopeBytes + chunk.max_bytes;
+  }
+  if (manifest.stored_bytes < expected.min_bytes || manifest.stored_bytes > expected.max_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("manifest ", manifest.id, ": ", manifest.stored_bytes,
+                     " stored bytes, expected ", expected.min_bytes, " to ", expected.max_bytes));
   }
   return absl::OkStatus();
+}
+
+// What version 2 adds.
+void ReadStorage(ByteReader& reader, StateManifest* manifest) {
+  const auto codec = reader.Number<uint8_t>();
+  if (codec >= kNumCodecs) reader.Fail();
+  manifest->codec = static_cast<StateCodec>(codec);
+  manifest->loss.max_absolute_error = reader.Number<double>();
+  manifest->loss.max_relative_error = reader.Number<double>();
+  for (double error : {manifest->loss.max_absolute_error, manifest->loss.max_relative_error}) {
+    if (!std::isfinite(error) || std::signbit(error)) reader.Fail();
+  }
 }
 
 }  // namespace
@@ -221,11 +240,11 @@ uint64_t StoredBytes(uint64_t slot_bytes, uint32_t chunk_bytes) {
   return slot_bytes + NumChunks(slot_bytes, chunk_bytes) * kEnvelopeBytes;
 }
 
-std::array<char, kEnvelopeBytes> ChunkEnvelope(uint64_t payload_bytes) {
+std::array<char, kEnvelopeBytes> ChunkEnvelope(uint64_t payload_bytes, StateCodec codec) {
   std::string bytes;
   ByteWriter writer(&bytes);
   writer.Number<uint16_t>(kEnvelopeVersion);
-  writer.Number<uint8_t>(kCodecRaw);
+  writer.Number<uint8_t>(static_cast<uint8_t>(codec));
   writer.Number<uint8_t>(0);
   writer.Number<uint32_t>(0);  // key id: not encrypted
   bytes.append(kNonceBytes, '\0');
@@ -243,9 +262,20 @@ uint64_t ChunkChecksum(std::string_view envelope, std::span<const std::byte> pay
   return checksum.Digest();
 }
 
+void EncodeChunk(const StateLayout& layout, StateCodec codec, const engine::StateBuffer& slot,
+                 uint32_t chunk_bytes, uint64_t chunk_index, EncodedChunk* chunk) {
+  chunk->payload = ChunkPayload(slot, chunk_bytes, chunk_index);
+  if (codec != StateCodec::kRaw) {
+    chunk->packed = Pack(layout, codec, chunk_index * chunk_bytes, chunk->payload);
+    chunk->payload = std::as_bytes(std::span(chunk->packed));
+  }
+  chunk->envelope = ChunkEnvelope(chunk->payload.size(), codec);
+}
+
 ChunkTable MakeChunkTable(const engine::StateBuffer& slot, uint32_t chunk_bytes) {
   ChunkTable table;
   table.chunk_bytes = chunk_bytes;
+  table.stored_bytes = StoredBytes(slot.size(), chunk_bytes);
   const uint64_t num_chunks = NumChunks(slot.size(), chunk_bytes);
   table.checksums.reserve(num_chunks);
   for (uint64_t i = 0; i < num_chunks; ++i) {
@@ -256,8 +286,9 @@ ChunkTable MakeChunkTable(const engine::StateBuffer& slot, uint32_t chunk_bytes)
   return table;
 }
 
-absl::Status DecodeChunk(std::string_view chunk, uint64_t expected_checksum,
-                         std::span<std::byte> payload) {
+absl::Status DecodeChunk(std::string_view chunk, const StoredManifest& stored, uint64_t chunk_index,
+                         engine::StateBuffer* slot) {
+  const uint64_t expected_checksum = stored.chunks.checksums[chunk_index];
   if (const uint64_t found = Checksum(chunk); found != expected_checksum) {
     return absl::DataLossError(absl::StrFormat("chunk of %d bytes: checksum %016x, expected %016x",
                                                chunk.size(), found, expected_checksum));
@@ -274,21 +305,24 @@ absl::Status DecodeChunk(std::string_view chunk, uint64_t expected_checksum,
     return absl::DataLossError(absl::StrCat("chunk of ", chunk.size(), " bytes, version ", version,
                                             ": no envelope of ", kEnvelopeBytes));
   }
-  if (version > kEnvelopeVersion || codec != kCodecRaw || key_id != 0) {
-    return absl::UnimplementedError(absl::StrCat(
-        "chunk envelope version ", version, ", codec ", static_cast<int>(codec), ", key id ",
-        key_id, "; this program knows version ", kEnvelopeVersion, ", codec 0, key id 0"));
+  if (version > kEnvelopeVersion || codec >= kNumCodecs || key_id != 0) {
+    return absl::UnimplementedError(absl::StrCat("chunk envelope version ", version, ", codec ",
+                                                 static_cast<int>(codec), ", key id ", key_id,
+                                                 "; this program knows version ", kEnvelopeVersion,
+                                                 ", codecs 0 to ", kNumCodecs - 1, ", key id 0"));
   }
   if (reserved != 0 || more_reserved != 0 || nonce.find_first_not_of('\0') != nonce.npos) {
     return absl::InvalidArgumentError("chunk envelope: reserved bytes or nonce are not zero");
   }
-  if (payload_bytes != payload.size() || reader.remaining() != payload.size()) {
-    return absl::DataLossError(absl::StrCat("chunk says ", payload_bytes, " and holds ",
-                                            reader.remaining(), " payload bytes, expected ",
-                                            payload.size()));
+  const StateManifest& manifest = stored.manifest;
+  if (static_cast<StateCodec>(codec) != manifest.codec || payload_bytes != reader.remaining()) {
+    return absl::DataLossError(absl::StrCat(
+        "chunk says codec ", static_cast<int>(codec), " and ", payload_bytes, " and holds ",
+        reader.remaining(), " payload bytes, expected codec ", static_cast<int>(manifest.codec)));
   }
-  if (!payload.empty()) std::memcpy(payload.data(), chunk.data() + kEnvelopeBytes, payload.size());
-  return absl::OkStatus();
+  return Unpack(manifest.layout, manifest.codec, chunk_index * stored.chunks.chunk_bytes,
+                chunk.substr(kEnvelopeBytes),
+                ChunkPayload(*slot, stored.chunks.chunk_bytes, chunk_index));
 }
 
 std::string EncodeManifest(const StoredManifest& stored) {
@@ -319,6 +353,9 @@ std::string EncodeManifest(const StoredManifest& stored) {
   WriteTime(manifest.expires, writer);
   writer.Number<uint64_t>(manifest.stored_bytes);
   writer.Number<uint8_t>(manifest.bytes_dropped ? 1 : 0);
+  writer.Number<uint8_t>(static_cast<uint8_t>(manifest.codec));
+  writer.Number<double>(manifest.loss.max_absolute_error);
+  writer.Number<double>(manifest.loss.max_relative_error);
   writer.Number<uint32_t>(stored.chunks.chunk_bytes);
   writer.Number<uint32_t>(static_cast<uint32_t>(stored.chunks.checksums.size()));
   for (uint64_t checksum : stored.chunks.checksums) writer.Number<uint64_t>(checksum);
@@ -331,6 +368,7 @@ absl::StatusOr<StoredManifest> DecodeManifest(std::string_view bytes) {
   ByteReader reader(*body);
   StoredManifest stored;
   stored.manifest = ReadManifestFields(reader);
+  if (FrameVersion(bytes) >= 2) ReadStorage(reader, &stored.manifest);
   stored.chunks.chunk_bytes = reader.Number<uint32_t>();
   const uint32_t num_chunks = reader.Count(kMaxChunks, kChecksumBytes);
   stored.chunks.checksums.reserve(num_chunks);
@@ -344,6 +382,7 @@ absl::StatusOr<StoredManifest> DecodeManifest(std::string_view bytes) {
   }
   absl::Status status = ValidateManifest(stored.manifest);
   if (status.ok()) status = ValidateChunkTable(stored.manifest, stored.chunks);
+  stored.chunks.stored_bytes = stored.manifest.stored_bytes;
   if (!status.ok()) return status;
   return stored;
 }

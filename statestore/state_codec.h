@@ -15,7 +15,7 @@
 
 namespace vivarium::statestore {
 
-inline constexpr uint32_t kManifestVersion = 1;
+inline constexpr uint32_t kManifestVersion = 2;  // of what is written; all before are read
 inline constexpr uint16_t kEnvelopeVersion = 1;
 inline constexpr size_t kEnvelopeBytes = 32;
 inline constexpr uint32_t kDefaultChunkBytes = 1 << 20;
@@ -28,6 +28,7 @@ inline constexpr size_t kMaxManifestBytes = 160 << 20;
 struct ChunkTable {
   uint32_t chunk_bytes = kDefaultChunkBytes;  // of slot bytes in each chunk but the last
   std::vector<uint64_t> checksums;            // of each whole chunk, envelope included
+  uint64_t stored_bytes = 0;                  // of all chunks, envelopes included
 };
 
 struct StoredManifest {
@@ -42,21 +43,31 @@ std::span<const std::byte> ChunkPayload(const engine::StateBuffer& slot, uint32_
                                         uint64_t chunk_index);
 std::span<std::byte> ChunkPayload(engine::StateBuffer& slot, uint32_t chunk_bytes,
                                   uint64_t chunk_index);
-// What the chunks of a slot take, envelopes included.
+// What the chunks of a slot take when raw, envelopes included.
 uint64_t StoredBytes(uint64_t slot_bytes, uint32_t chunk_bytes);
 
-// The envelope in front of a payload, stored as it is: codec raw, key id 0, nonce zero.
-std::array<char, kEnvelopeBytes> ChunkEnvelope(uint64_t payload_bytes);
+// The envelope in front of a payload of `payload_bytes`, as packed: key id 0, nonce zero.
+std::array<char, kEnvelopeBytes> ChunkEnvelope(uint64_t payload_bytes,
+                                               StateCodec codec = StateCodec::kRaw);
 // Of envelope and payload together.
 uint64_t ChunkChecksum(std::string_view envelope, std::span<const std::byte> payload);
-// The table of a slot's chunks: reads every byte.
+// One chunk as stored. `payload` views the slot where that is raw, else `packed`, which must stay.
+struct EncodedChunk {
+  std::array<char, kEnvelopeBytes> envelope;
+  std::string packed;
+  std::span<const std::byte> payload;
+};
+void EncodeChunk(const engine::StateLayout& layout, StateCodec codec,
+                 const engine::StateBuffer& slot, uint32_t chunk_bytes, uint64_t chunk_index,
+                 EncodedChunk* chunk);
+// The table of a slot's chunks when raw: reads every byte.
 ChunkTable MakeChunkTable(const engine::StateBuffer& slot, uint32_t chunk_bytes);
 
-// Checks a stored chunk against its checksum and its envelope, and copies the payload out.
-// DATA_LOSS when checksum or size differ, UNIMPLEMENTED for a newer envelope, another codec or an
-// encrypted chunk. `payload` is untouched unless OK.
-absl::Status DecodeChunk(std::string_view chunk, uint64_t expected_checksum,
-                         std::span<std::byte> payload);
+// Checks a stored chunk against its checksum and its envelope, and unpacks it into its part of
+// `slot`. DATA_LOSS when checksum, codec or size differ from what the manifest says, UNIMPLEMENTED
+// for a newer envelope or an encrypted chunk. The slot is untouched unless the checksum holds.
+absl::Status DecodeChunk(std::string_view chunk, const StoredManifest& stored, uint64_t chunk_index,
+                         engine::StateBuffer* slot);
 
 // Times are kept in whole nanoseconds.
 std::string EncodeManifest(const StoredManifest& stored);

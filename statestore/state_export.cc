@@ -9,6 +9,7 @@ StateExporter::StateExporter(SavedState state)
     : state_(std::move(state)), chunks_(MakeChunkTable(state_.slot, kDefaultChunkBytes)) {
   const uint64_t slot_bytes = state_.slot.size();
   state_.manifest.stored_bytes = StoredBytes(slot_bytes, kDefaultChunkBytes);
+  state_.manifest.codec = StateCodec::kRaw;  // of the file; what was lost before stays said
   const std::string manifest = EncodeManifest({state_.manifest, chunks_});
   header_.manifest_bytes = manifest.size();
   header_.slot_bytes = slot_bytes;

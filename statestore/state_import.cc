@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "statestore/slot_packing.h"
 #include "statestore/state_export.h"
 #include "statestore/state_validation.h"
 
@@ -101,6 +102,11 @@ absl::Status StateImporter::CheckManifest() {
                                                    ": its bytes were dropped, expected a whole "
                                                    "state"));
   }
+  if (manifest.codec != StateCodec::kRaw) {
+    return absl::InvalidArgumentError(absl::StrCat("exported state ", manifest.id, ": codec ",
+                                                   std::string(StateCodecName(manifest.codec)),
+                                                   ", expected raw in a file"));
+  }
   if (manifest.layout.slot_bytes != header_.slot_bytes ||
       stored_.chunks.chunk_bytes != header_.chunk_bytes) {
     return absl::InvalidArgumentError(
@@ -117,8 +123,7 @@ absl::Status StateImporter::CheckManifest() {
 }
 
 absl::Status StateImporter::TakeChunk() {
-  const absl::Status status = DecodeChunk(buffer_, stored_.chunks.checksums[chunk_index_],
-                                          ChunkPayload(slot_, header_.chunk_bytes, chunk_index_));
+  const absl::Status status = DecodeChunk(buffer_, stored_, chunk_index_, &slot_);
   if (!status.ok()) {
     return absl::Status(status.code(), absl::StrCat("exported state ", stored_.manifest.id,
                                                     ", chunk ", chunk_index_, " of ",

@@ -31,6 +31,23 @@ inline constexpr size_t kMaxRequestsPerTenant = 1 << 16;  // beyond it, the firs
 inline constexpr int kMaxPageSize = 1000;
 inline constexpr size_t kDefaultHeadHistory = 8;  // heads that a session keeps from expiry
 
+// How a state's bytes are stored (slot_packing.h). The numbers are part of the formats.
+enum class StateCodec : uint8_t {
+  kRaw = 0,   // bit for bit
+  kZstd = 1,  // compressed; comes back bit for bit
+  kBF16 = 2,  // SSM parts whose live dtype is f32 are rounded to bf16; the rest bit for bit
+};
+
+// By how much a state's numbers differ from those that were computed, because of how it was stored,
+// here or where it was exported. Zeros: not at all.
+struct StorageLoss {
+  double max_absolute_error = 0;
+  double max_relative_error = 0;  // of numbers that are not 0
+
+  bool is_lossy() const { return max_absolute_error > 0; }
+  bool operator==(const StorageLoss&) const = default;
+};
+
 // Everything about a state but its slot's bytes. The stored manifest has the checksums besides.
 struct StateManifest {
   StateId id;
@@ -52,6 +69,8 @@ struct StateManifest {
   absl::Time expires = absl::InfiniteFuture();
   uint64_t stored_bytes = 0;   // chunks, as stored
   bool bytes_dropped = false;  // deleted or expired, kept for its descendants' history
+  StateCodec codec = StateCodec::kRaw;
+  StorageLoss loss;  // what the caller knows of; the store adds what its codec loses
 };
 
 struct SavedState {

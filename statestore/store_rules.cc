@@ -28,6 +28,11 @@ StateManifest AsDropped(StateManifest manifest) {
   return manifest;
 }
 
+StorageLoss WithLoss(const StorageLoss& before, const StorageLoss& now) {
+  return {std::max(before.max_absolute_error, now.max_absolute_error),
+          std::max(before.max_relative_error, now.max_relative_error)};
+}
+
 bool Matches(const StateFilter& filter, const StateManifest& manifest) {
   if (manifest.bytes_dropped && !filter.include_dropped) return false;
   if (!filter.session.empty() && manifest.session != filter.session) return false;

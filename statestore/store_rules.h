@@ -24,6 +24,9 @@ bool HasExpired(const StateManifest& manifest, bool is_recent_head, absl::Time n
 // How a state without usable bytes is shown in histories and lists.
 StateManifest AsDropped(StateManifest manifest);
 
+// What both together may have lost: the larger errors.
+StorageLoss WithLoss(const StorageLoss& before, const StorageLoss& now);
+
 bool Matches(const StateFilter& filter, const StateManifest& manifest);
 
 // Whether a head may move: `current` is the session, if there is one. ALREADY_EXISTS, ABORTED.

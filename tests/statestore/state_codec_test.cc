@@ -4,13 +4,17 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <string>
 
+#include "kernels/dtype.h"
 #include "statestore/byte_codec.h"
 #include "statestore/record_codec.h"
+#include "statestore/slot_packing.h"
 #include "statestore/state_validation.h"
+#include "tests/statestore/export_files.h"
 #include "tests/statestore/state_samples.h"
 
 namespace vivarium::statestore {
@@ -69,7 +73,7 @@ TEST(ManifestCodec, ANewerVersionNamesBoth) {
   const absl::Status status = DecodeManifest(Resign(bytes)).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
   EXPECT_THAT(std::string(status.message()), HasSubstr("version 9"));
-  EXPECT_THAT(std::string(status.message()), HasSubstr("up to 1"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("up to 2"));
 }
 
 TEST(ManifestCodec, ABodyThatGoesOnIsRefused) {
@@ -107,40 +111,117 @@ TEST(ManifestCodec, TheChunkTableMustFitTheSlot) {
             absl::StatusCode::kInvalidArgument);
 }
 
+std::string Join(const EncodedChunk& chunk) {
+  std::string bytes(chunk.envelope.data(), chunk.envelope.size());
+  return bytes.append(reinterpret_cast<const char*>(chunk.payload.data()), chunk.payload.size());
+}
+
+// Of `state`, and its first chunk.
+StoredManifest StoredAs(const SavedState& state, StateCodec codec, uint32_t chunk_bytes,
+                        std::string* first_chunk) {
+  StoredManifest stored{state.manifest, {chunk_bytes, {}, 0}};
+  stored.manifest.codec = codec;
+  for (uint64_t i = 0; i < NumChunks(state.slot.size(), chunk_bytes); ++i) {
+    EncodedChunk chunk;
+    EncodeChunk(state.manifest.layout, codec, state.slot, chunk_bytes, i, &chunk);
+    stored.chunks.checksums.push_back(Checksum(Join(chunk)));
+    stored.manifest.stored_bytes += Join(chunk).size();
+    if (i == 0) *first_chunk = Join(chunk);
+  }
+  return stored;
+}
+
+constexpr StateCodec kCodecs[] = {StateCodec::kRaw, StateCodec::kZstd, StateCodec::kBF16};
+
 TEST(ChunkCodec, RoundTripsAndRefusesDamage) {
   const SavedState state = SampleState(SampleId(1), 1);
-  const std::span<const std::byte> payload = ChunkPayload(state.slot, 1000, 0);
-  const auto envelope = ChunkEnvelope(payload.size());
-  std::string chunk(envelope.data(), envelope.size());
-  const uint64_t checksum = ChunkChecksum(chunk, payload);
-  chunk.append(reinterpret_cast<const char*>(payload.data()), payload.size());
+  for (StateCodec codec : kCodecs) {
+    std::string chunk;
+    StoredManifest stored = StoredAs(state, codec, 640, &chunk);
+    ASSERT_TRUE(DecodeManifest(EncodeManifest(stored)).ok());
+    engine::StateBuffer expected(state.slot.size());
+    std::memcpy(expected.data(), state.slot.data(), 640);
+    RoundSlot(state.manifest.layout, codec, &expected);
+    engine::StateBuffer out(state.slot.size());
+    ASSERT_TRUE(DecodeChunk(chunk, stored, 0, &out).ok());
+    EXPECT_EQ(std::memcmp(out.data(), expected.data(), out.size()), 0);
 
-  engine::StateBuffer out(1000);
-  ASSERT_TRUE(DecodeChunk(chunk, checksum, out.span()).ok());
-  EXPECT_TRUE(std::equal(payload.begin(), payload.end(), out.data()));
-
-  for (size_t byte = 0; byte < chunk.size(); ++byte) {
-    std::string damaged = chunk;
-    damaged[byte] = static_cast<char>(damaged[byte] ^ 0x10);
-    ASSERT_EQ(DecodeChunk(damaged, checksum, out.span()).code(), absl::StatusCode::kDataLoss);
+    for (size_t byte = 0; byte < chunk.size(); ++byte) {
+      std::string damaged = chunk;
+      damaged[byte] = static_cast<char>(damaged[byte] ^ 0x10);
+      ASSERT_EQ(DecodeChunk(damaged, stored, 0, &out).code(), absl::StatusCode::kDataLoss);
+    }
+    EXPECT_EQ(DecodeChunk(chunk.substr(0, chunk.size() - 1), stored, 0, &out).code(),
+              absl::StatusCode::kDataLoss);
+    // A right checksum, but not the size, or the codec, that the slot has there.
+    stored.chunks.checksums[1] = Checksum(chunk);
+    EXPECT_EQ(DecodeChunk(chunk, stored, 1, &out).code(), absl::StatusCode::kDataLoss);
+    stored.manifest.codec = codec == StateCodec::kRaw ? StateCodec::kZstd : StateCodec::kRaw;
+    EXPECT_EQ(DecodeChunk(chunk, stored, 0, &out).code(), absl::StatusCode::kDataLoss);
   }
-  EXPECT_EQ(DecodeChunk(chunk.substr(0, 999), checksum, out.span()).code(),
-            absl::StatusCode::kDataLoss);
-  // A right checksum, but not the size that the slot has there.
-  EXPECT_EQ(DecodeChunk(chunk, checksum, out.span().first(999)).code(),
-            absl::StatusCode::kDataLoss);
 }
 
 TEST(ChunkCodec, NewerEnvelopesAreUnimplemented) {
-  const auto envelope = ChunkEnvelope(0);
+  std::string chunk;
+  StoredManifest stored = StoredAs(SampleState(SampleId(1), 1), StateCodec::kRaw, 640, &chunk);
+  engine::StateBuffer out(1152);
   for (size_t byte : {0, 2, 4}) {  // version, codec, key id
-    std::string chunk(envelope.data(), envelope.size());
-    chunk[byte] = 7;
-    EXPECT_EQ(DecodeChunk(chunk, Checksum(chunk), {}).code(), absl::StatusCode::kUnimplemented);
+    std::string newer = chunk;
+    newer[byte] = 7;
+    stored.chunks.checksums[0] = Checksum(newer);
+    EXPECT_EQ(DecodeChunk(newer, stored, 0, &out).code(), absl::StatusCode::kUnimplemented);
   }
-  std::string chunk(envelope.data(), envelope.size());
   chunk[10] = 7;  // a nonce without a key
-  EXPECT_EQ(DecodeChunk(chunk, Checksum(chunk), {}).code(), absl::StatusCode::kInvalidArgument);
+  stored.chunks.checksums[0] = Checksum(chunk);
+  EXPECT_EQ(DecodeChunk(chunk, stored, 0, &out).code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(SlotPacking, BF16RoundsF32PartsOfSsmOnlyAndMeasuresIt) {
+  SavedState state = SampleState(SampleId(1), 1);
+  engine::StateLayout& layout = state.manifest.layout;
+  const StorageLoss loss = MeasureLoss(layout, StateCodec::kBF16, state.slot);
+  EXPECT_TRUE(loss.is_lossy());
+  EXPECT_LE(loss.max_relative_error, 1.0 / 256);  // half a unit in the last of 8 bits
+  EXPECT_EQ(MeasureLoss(layout, StateCodec::kZstd, state.slot), StorageLoss());
+  engine::StateBuffer rounded = CopyOf(state).slot;
+  RoundSlot(layout, StateCodec::kBF16, &rounded);
+  double max_error = 0;
+  for (const engine::StatePart& part : layout.parts) {
+    const bool is_ssm = part.name.ends_with(".ssm");
+    for (uint64_t i = part.offset_bytes; i < part.offset_bytes + part.size_bytes; i += 4) {
+      float before;
+      float after;
+      std::memcpy(&before, state.slot.data() + i, 4);
+      std::memcpy(&after, rounded.data() + i, 4);
+      if (is_ssm) {
+        EXPECT_EQ(after, kernels::BF16ToF32(kernels::F32ToBF16(before)));
+        max_error = std::max(max_error, std::abs(static_cast<double>(after) - before));
+      } else {
+        EXPECT_EQ(after, before);
+      }
+    }
+  }
+  EXPECT_EQ(max_error, loss.max_absolute_error);
+  // What is rounded already loses nothing more, and a live dtype of bf16 is kept bit for bit.
+  EXPECT_EQ(MeasureLoss(layout, StateCodec::kBF16, rounded), StorageLoss());
+  for (engine::StatePart& part : layout.parts) {
+    part.dtype = kernels::DType::kBF16;
+    part.size_bytes /= 2;
+  }
+  EXPECT_EQ(PackedBytes(layout, StateCodec::kBF16, 0, layout.slot_bytes).max_bytes,
+            layout.slot_bytes);
+  EXPECT_EQ(MeasureLoss(layout, StateCodec::kBF16, state.slot), StorageLoss());
+}
+
+TEST(SlotPacking, TheLargestNumbersStayFinite) {
+  SavedState state = SampleState(SampleId(1), 1);
+  const float largest = std::numeric_limits<float>::max();
+  std::memcpy(state.slot.data() + 64, &largest, sizeof(largest));
+  RoundSlot(state.manifest.layout, StateCodec::kBF16, &state.slot);
+  EXPECT_TRUE(ValidateSlot(state.manifest.layout, state.slot).ok());
+  float found;
+  std::memcpy(&found, state.slot.data() + 64, sizeof(found));
+  EXPECT_NEAR(found / largest, 1, 1.0 / 256);
 }
 
 TEST(RecordCodec, SessionsAndRequestsRoundTrip) {

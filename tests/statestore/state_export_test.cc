@@ -21,6 +21,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
+const std::string kGoldenV2 = test::RootDir() + "/tests/data/statestore/state_v2.vivstate";
 const std::string kGoldenV1 = test::RootDir() + "/tests/data/statestore/state_v1.vivstate";
 
 // The golden state: its every byte follows from these seeds, forever.
@@ -93,16 +94,27 @@ TEST(StateExport, TheWorkedExampleHolds) {
 }
 
 TEST(StateExport, TheGoldenFileOfVersion1IsReadForever) {
-  if (const char* out = std::getenv("VIVARIUM_WRITE_GOLDEN"); out != nullptr) {
-    std::ofstream(out, std::ios::binary) << ExportFile(GoldenState());
-  }
   const std::string file = ReadFile(kGoldenV1);
   ASSERT_FALSE(file.empty());
   const absl::StatusOr<SavedState> found = ImportFile(file);
   ASSERT_TRUE(found.ok()) << found.status();
   ExpectSameState(*found, GoldenState());
-  // As long as version 1 is what we write.
-  EXPECT_EQ(ExportFile(GoldenState()), file);
+}
+
+TEST(StateExport, TheGoldenFileOfVersion2IsReadForever) {
+  SavedState golden = GoldenState();
+  golden.manifest.loss = {0.03125, 0.001953125};
+  if (const char* out = std::getenv("VIVARIUM_WRITE_GOLDEN"); out != nullptr) {
+    std::ofstream(out, std::ios::binary) << ExportFile(golden);
+  }
+  const std::string file = ReadFile(kGoldenV2);
+  ASSERT_FALSE(file.empty());
+  const absl::StatusOr<SavedState> found = ImportFile(file);
+  ASSERT_TRUE(found.ok()) << found.status();
+  ExpectSameState(*found, golden);
+  EXPECT_EQ(found->manifest.codec, StateCodec::kRaw);
+  // As long as version 2 is what we write.
+  EXPECT_EQ(ExportFile(golden), file);
 }
 
 TEST(StateImport, EveryCutAndEveryTailIsRefused) {

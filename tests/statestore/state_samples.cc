@@ -145,6 +145,7 @@ void ExpectSameManifest(const StateManifest& found, const StateManifest& expecte
   EXPECT_EQ(found.created, expected.created);
   EXPECT_EQ(found.expires, expected.expires);
   EXPECT_EQ(found.bytes_dropped, expected.bytes_dropped);
+  EXPECT_EQ(found.loss, expected.loss);
 }
 
 void ExpectSameState(const SavedState& found, const SavedState& expected) {

@@ -97,6 +97,7 @@ class ModelTest {
       if (Below(2) > 0) manifest.session = RandomSession();
       if (Below(2) > 0) manifest.expires = RandomTime();
       manifest.pinned = Below(10) == 0;
+      manifest.codec = static_cast<StateCodec>(Below(3));
     }
     Commit commit;
     commit.tenant = kTenant;
