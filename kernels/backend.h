@@ -110,7 +110,7 @@ class Backend {
   // Whether copies may still be under way when StartCopy... returns.
   virtual bool copies_overlap() const { return false; }
 
-  // The device's; of the CPU what this process may still take.
+  // The device's; of the CPU what this process may still take. Thread-safe.
   virtual MemoryInfo Memory() const { return {}; }
   // "" while the device works; else its first failure, for good: from then on ops do nothing, what
   // is in memory is worth nothing, and every copy counts as done. Thread-safe. Whoever uses results

@@ -21,8 +21,10 @@ class ThreadedEngine final : public Engine {
  public:
   ThreadedEngine(Model* model, const Tokenizer* tokenizer, ModelIdentity identity,
                  const EngineOptions& options, std::unique_ptr<StatePool> pool, int64_t num_ids,
-                 std::vector<int32_t> eos_ids)
+                 std::vector<int32_t> eos_ids, EngineEvents* events)
       : tokenizer_(tokenizer),
+        events_(events),
+        backend_(model->backend()),
         identity_(std::move(identity)),
         options_(options),
         layout_(model->state_layout()),
@@ -67,7 +69,9 @@ class ThreadedEngine final : public Engine {
 
  private:
   void Run() {
-    for (bool stop = false; !stop;) {
+    backend_->BindThread();
+    bool is_faulty = false;
+    for (bool stop = false; !stop || !loop_.idle();) {
       Mailbox::Mail mail = mailbox_.Take(/*wait=*/loop_.idle());
       for (std::unique_ptr<Sequence>& sequence : mail.submitted) loop_.Add(std::move(sequence));
       for (const StreamId id : mail.cancelled) loop_.Finish(id, FinishReason::kCancelled);
@@ -77,12 +81,19 @@ class ThreadedEngine final : public Engine {
       loop_.FinishExpired(now);
       if (now >= mail.drain_deadline) loop_.FinishAll(FinishReason::kDrained);
       if (!loop_.idle()) loop_.Step();
+      // Before the streams hear of it: who submits again is refused.
+      if (!loop_.fault().ok()) mailbox_.Fail(loop_.fault());
       mailbox_.Publish(loop_.stats());
       mailbox_.Forget(loop_.DeliverFinished());
+      if (!loop_.fault().ok() && !std::exchange(is_faulty, true) && events_ != nullptr) {
+        events_->OnFault(loop_.fault());
+      }
     }
   }
 
   const Tokenizer* const tokenizer_;
+  EngineEvents* const events_;
+  kernels::Backend* const backend_;
   const ModelIdentity identity_;
   const EngineOptions options_;
   const StateLayout layout_;
@@ -141,19 +152,20 @@ std::vector<int32_t> UsableEosIds(const Model& model, const Tokenizer* tokenizer
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model* model, const Tokenizer* tokenizer,
                                                        ModelIdentity identity,
-                                                       const EngineOptions& options) {
+                                                       const EngineOptions& options,
+                                                       EngineEvents* events) {
   if (absl::Status status = CheckOptions(options, *model); !status.ok()) return status;
   const int64_t num_ids = NumUsableIds(*model, tokenizer);
   if (num_ids < 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("model and tokenizer have ", num_ids, " token ids in common, expected some"));
   }
-  auto pool =
-      StatePool::Create(model->backend(), model->state_layout().slot_bytes, options.max_slots);
+  const int32_t num_slots = options.max_slots + SpareSlots(*model->backend(), options.max_slots);
+  auto pool = StatePool::Create(model->backend(), model->state_layout().slot_bytes, num_slots);
   if (!pool.ok()) return pool.status();
   return std::make_unique<ThreadedEngine>(model, tokenizer, std::move(identity), options,
                                           *std::move(pool), num_ids,
-                                          UsableEosIds(*model, tokenizer, num_ids));
+                                          UsableEosIds(*model, tokenizer, num_ids), events);
 }
 
 }  // namespace vivarium::engine

@@ -108,7 +108,8 @@ class StreamSink {
   virtual ~StreamSink() = default;
   virtual void OnStarted(const StartedInfo& info) = 0;
   virtual void OnToken(TokenEvent event) = 0;
-  // at_prompt_end and every_tokens snapshots. `transcript` covers the tokens since the stream's
+  // at_prompt_end and every_tokens snapshots, when their bytes have arrived on the host: tokens of
+  // later positions may have come before. `transcript` covers the tokens since the stream's
   // previous snapshot (else since the source).
   virtual void OnSnapshot(std::unique_ptr<StateSnapshot> snapshot) = 0;
   virtual void OnFinished(FinishInfo info) = 0;
@@ -151,26 +152,39 @@ struct EngineStats {
   uint64_t slot_bytes = 0, pool_bytes = 0, host_swap_bytes = 0;
 };
 
+// What an engine has to say besides its streams' events.
+class EngineEvents {
+ public:
+  virtual ~EngineEvents() = default;
+  // The device has failed, for good: every stream has ended with `status`, UNAVAILABLE naming the
+  // fault, and so does every Submit from now on. Once, on the engine's thread; must not block nor
+  // call the Engine.
+  virtual void OnFault(const absl::Status& status) = 0;
+};
+
 // Thread-safe. Destruction cancels what runs and joins the engine's thread; every sink has had its
 // OnFinished by then.
 class Engine {
  public:
   // `model` and `tokenizer` must outlive the engine; `tokenizer` may be null: then requests can
   // have no stop strings and events no text. `identity` goes into every snapshot.
-  // RESOURCE_EXHAUSTED with the arithmetic when the slots don't fit memory; INVALID_ARGUMENT naming
-  // a bad option.
+  // `events` may be null. RESOURCE_EXHAUSTED with the arithmetic when the slots don't fit memory;
+  // INVALID_ARGUMENT naming a bad option.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(Model* model, const Tokenizer* tokenizer,
                                                         ModelIdentity identity,
-                                                        const EngineOptions& options);
+                                                        const EngineOptions& options,
+                                                        EngineEvents* events = nullptr);
   virtual ~Engine() = default;
 
   // Cheap, synchronous checks, then into the inbox. On error the sink is destroyed without a call.
   // INVALID_ARGUMENT naming field, value and limit; FAILED_PRECONDITION, naming both sides, for a
   // source of another model, tokenizer or layout; RESOURCE_EXHAUSTED when the queue is full;
-  // UNAVAILABLE when draining.
+  // UNAVAILABLE when draining, or after a fault of the device.
   virtual absl::StatusOr<StreamId> Submit(EngineRequest request,
                                           std::unique_ptr<StreamSink> sink) = 0;
-  // The stream finishes with kCancelled within two steps; no-op for an unknown or finished stream.
+  // The stream finishes with kCancelled within two steps (OnFinished comes when the bytes of its
+  // state have arrived on the host; other streams' steps go on meanwhile); no-op for an unknown or
+  // finished stream.
   virtual void Cancel(StreamId id) = 0;
   // No new streams from now on; those running go on until `deadline`, then finish with kDrained.
   // Returns when all are finished.

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cstring>
 #include <optional>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "engine/runtime/logprobs.h"
 
 namespace vivarium::engine {
@@ -21,11 +23,16 @@ SchedulerLimits LimitsOf(const EngineOptions& options, const Model& model) {
 
 }  // namespace
 
+int32_t SpareSlots(const kernels::Backend& backend, int32_t max_slots) {
+  return backend.copies_overlap() ? std::min(max_slots, kMaxSpareSlots) : 0;
+}
+
 EngineLoop::EngineLoop(Model* model, ModelIdentity identity, std::unique_ptr<StatePool> pool,
                        const EngineOptions& options, int64_t num_ids)
     : model_(model),
       identity_(std::move(identity)),
       pool_(std::move(pool)),
+      transfers_(model->backend(), pool_.get()),
       options_(options),
       scheduler_(LimitsOf(options, *model)),
       sampler_(num_ids),
@@ -35,7 +42,7 @@ EngineLoop::EngineLoop(Model* model, ModelIdentity identity, std::unique_ptr<Sta
   stats_.pool_bytes = pool_->pool_bytes();
 }
 
-EngineLoop::~EngineLoop() = default;
+EngineLoop::~EngineLoop() { transfers_.Drop(); }  // while the buffers are there
 
 void EngineLoop::Add(std::unique_ptr<Sequence> sequence) {
   const StreamId id = sequence->id();
@@ -60,10 +67,17 @@ void EngineLoop::FinishExpired(absl::Time now) {
 }
 
 void EngineLoop::Step() {
-  const StepPlan plan = scheduler_.Plan();
+  if (IsFaulty()) return;
+  transfers_.Poll();
+  JoinLoaded();
+  StepPlan plan = scheduler_.Plan();
   for (const StreamId id : plan.swap_out) SwapOut(*sequences_.at(id));
   for (const StreamId id : plan.slot_in) SlotIn(*sequences_.at(id));
+  JoinLoaded();
+  HoldLoading(&plan);
+  if (plan.runs.empty()) transfers_.WaitForOldest();
   const float* logits = Forward(plan.runs);
+  if (IsFaulty()) return;
   int64_t row = 0;
   for (const PlannedRun& run : plan.runs) {
     row += Accept(*sequences_.at(run.id), run.num_tokens,
@@ -71,29 +85,87 @@ void EngineLoop::Step() {
   }
 }
 
+bool EngineLoop::IsFaulty() {
+  if (fault_.ok()) {
+    const std::string fault = model_->backend()->fault();
+    if (fault.empty()) return false;
+    fault_ = absl::UnavailableError(
+        absl::StrCat("the device failed (", fault, "); states that were saved before are safe"));
+  }
+  transfers_.Drop();
+  for (Finished& finished : finished_) {
+    if (std::exchange(finished.sequence->num_transfers, 0) == 0) continue;
+    finished.info.reason = FinishReason::kError;
+    finished.info.status = fault_;
+    finished.info.state = nullptr;
+  }
+  std::vector<StreamId> ids;
+  for (const auto& [id, sequence] : sequences_) ids.push_back(id);
+  std::sort(ids.begin(), ids.end());
+  for (const StreamId id : ids) {
+    Sequence& sequence = *sequences_.at(id);
+    sequence.num_transfers = 0;
+    sequence.is_loading = false;
+    FinishSequence(sequence, {.reason = FinishReason::kError}, fault_);
+  }
+  return true;
+}
+
+StateTransfers::Done EngineLoop::Counted(Sequence& sequence, StateTransfers::Done done) {
+  ++sequence.num_transfers;
+  return [&sequence, done = std::move(done)] {
+    --sequence.num_transfers;
+    done();
+  };
+}
+
 void EngineLoop::SwapOut(Sequence& sequence) {
   if (sequence.host.size() == 0) {
     sequence.host = StateBuffer(pool_->slot_bytes());
     stats_.host_swap_bytes += sequence.host.size();
   }
-  pool_->Save(sequence.slot, &sequence.host);
-  pool_->Release(sequence.slot);
-  sequence.slot = -1;
+  transfers_.SaveAndRelease(std::exchange(sequence.slot, -1), sequence.host.data(),
+                            Counted(sequence, [] {}));
   ++stats_.swaps_out;
 }
 
 void EngineLoop::SlotIn(Sequence& sequence) {
-  sequence.slot = pool_->Acquire();
-  if (sequence.host.size() > 0) {
-    pool_->Load(sequence.slot, sequence.host);
-  } else {
-    pool_->Zero(sequence.slot);
-  }
+  sequence.slot = transfers_.Acquire();
   if (sequence.started) {
     ++stats_.swaps_in;
   } else {
     Start(sequence);
   }
+  sequence.is_loading = true;
+  if (sequence.host.size() == 0) {
+    pool_->Zero(sequence.slot);
+    loaded_.push_back(sequence.id());
+    return;
+  }
+  transfers_.Load(sequence.slot, sequence.host.data(), Counted(sequence, [this, &sequence] {
+                    if (sequence.is_finished) {
+                      pool_->Release(std::exchange(sequence.slot, -1));
+                    } else {
+                      loaded_.push_back(sequence.id());
+                    }
+                  }));
+}
+
+void EngineLoop::JoinLoaded() {
+  for (const StreamId id : std::exchange(loaded_, {})) {
+    const auto it = sequences_.find(id);
+    if (it == sequences_.end()) continue;
+    it->second->is_loading = false;
+    scheduler_.SetLoading(id, false);
+  }
+}
+
+void EngineLoop::HoldLoading(StepPlan* plan) {
+  std::erase_if(plan->runs, [this](const PlannedRun& run) {
+    const bool is_loading = sequences_.at(run.id)->is_loading;
+    if (is_loading) scheduler_.SetLoading(run.id, true);
+    return is_loading;
+  });
 }
 
 void EngineLoop::Start(Sequence& sequence) {
@@ -105,7 +177,14 @@ void EngineLoop::Start(Sequence& sequence) {
       {.queue_time = absl::FromChrono(sequence.start_time - sequence.submit_time),
        .restored_tokens = sequence.source_position(),
        .prefill_tokens = sequence.prefill_tokens()});
-  if (sequence.SnapshotDue()) EmitSnapshot(sequence);
+  if (!sequence.SnapshotDue()) return;
+  auto state =
+      std::make_unique<StateSnapshot>(sequence.Describe(identity_, model_->state_layout()));
+  state->slot = StateBuffer(pool_->slot_bytes());
+  if (sequence.host.size() > 0) {
+    std::memcpy(state->slot.data(), sequence.host.data(), state->slot.size());
+  }
+  sequence.sink().OnSnapshot(std::move(state));
 }
 
 int32_t EngineLoop::NumLogitRows(const Sequence& sequence, int32_t num_tokens) const {
@@ -220,20 +299,23 @@ std::span<const float> EngineLoop::ReadLogits(const float* device_row) {
 }
 
 void EngineLoop::EmitSnapshot(Sequence& sequence) {
+  // Shared with a callback, which must be copyable; handed on from there.
   auto state =
-      std::make_unique<StateSnapshot>(sequence.Describe(identity_, model_->state_layout()));
+      std::make_shared<StateSnapshot>(sequence.Describe(identity_, model_->state_layout()));
   state->slot = StateBuffer(pool_->slot_bytes());
-  pool_->Save(sequence.slot, &state->slot);
-  sequence.sink().OnSnapshot(std::move(state));
+  transfers_.Save(sequence.slot, state->slot.data(), Counted(sequence, [&sequence, state] {
+                    sequence.sink().OnSnapshot(std::make_unique<StateSnapshot>(std::move(*state)));
+                  }));
 }
 
 std::unique_ptr<StateSnapshot> EngineLoop::TakeFinalState(Sequence& sequence) {
   auto state =
       std::make_unique<StateSnapshot>(sequence.Describe(identity_, model_->state_layout()));
   state->slot = std::move(sequence.host);
-  if (sequence.slot >= 0) {
+  if (sequence.slot >= 0 && !sequence.is_loading) {
     if (state->slot.size() == 0) state->slot = StateBuffer(pool_->slot_bytes());
-    pool_->Save(sequence.slot, &state->slot);
+    transfers_.SaveAndRelease(std::exchange(sequence.slot, -1), state->slot.data(),
+                              Counted(sequence, [] {}));
   }
   return state;
 }
@@ -263,8 +345,10 @@ void EngineLoop::FinishSequence(Sequence& sequence, Ending ending, absl::Status 
       info.state = TakeFinalState(sequence);
     }
   }
-  if (sequence.slot >= 0) pool_->Release(sequence.slot);
-  sequence.slot = -1;
+  sequence.is_finished = true;
+  // A slot that a state is on its way into is released when that has arrived.
+  const bool has_arrived = !sequence.is_loading || sequence.num_transfers == 0;
+  if (sequence.slot >= 0 && has_arrived) pool_->Release(std::exchange(sequence.slot, -1));
   const StreamId id = sequence.id();
   scheduler_.Remove(id);
   ++stats_.finished_streams;
@@ -284,11 +368,17 @@ EngineStats EngineLoop::stats() const {
 
 std::vector<StreamId> EngineLoop::DeliverFinished() {
   std::vector<StreamId> ids;
+  std::vector<Finished> waiting;
   for (Finished& finished : std::exchange(finished_, {})) {
+    if (finished.sequence->num_transfers > 0) {
+      waiting.push_back(std::move(finished));
+      continue;
+    }
     ids.push_back(finished.sequence->id());
     finished.sequence->sink().OnFinished(std::move(finished.info));
     finished.sequence.reset();
   }
+  finished_ = std::move(waiting);
   return ids;
 }
 

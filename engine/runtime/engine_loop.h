@@ -13,15 +13,23 @@
 #include "engine/runtime/scheduler.h"
 #include "engine/runtime/sequence.h"
 #include "engine/runtime/state_pool.h"
+#include "engine/runtime/state_transfers.h"
 
 namespace vivarium::engine {
 
+// Slots besides the streams' own, for states on their way to the host; 0 where copies are at once.
+int32_t SpareSlots(const kernels::Backend& backend, int32_t max_slots);
+inline constexpr int32_t kMaxSpareSlots = 4;
+
 // Owns the sequences, the slots and the scheduler; single-threaded and without a clock of its own,
 // so a test can drive it step by step. After every call each unfinished stream has a state: a
-// slot's bytes or a host buffer, and a pending token.
+// slot's bytes or a host buffer, and a pending token. States move between the two while steps go
+// on: a stream joins the batch when its state is in its slot, and a snapshot or the last event is
+// handed out when its bytes are on the host.
 class EngineLoop {
  public:
   // `num_ids`: usable token ids. `model` must outlive the loop.
+  // `pool` has options.max_slots slots, and SpareSlots more.
   EngineLoop(Model* model, ModelIdentity identity, std::unique_ptr<StatePool> pool,
              const EngineOptions& options, int64_t num_ids);
   // Streams without their last event never get it: call FinishAll and DeliverFinished first.
@@ -32,8 +40,11 @@ class EngineLoop {
   void Finish(StreamId id, FinishReason reason);
   void FinishAll(FinishReason reason);
   void FinishExpired(absl::Time now);
-  // One step: plan, swap, forward, sample, accept, emit.
+  // One step: plan, swap, forward, sample, accept, emit. With nothing to run, waits for a state on
+  // its way.
   void Step();
+  // OK until the device fails; then UNAVAILABLE, naming its fault. Every stream ends with it.
+  const absl::Status& fault() const { return fault_; }
 
   // The last event of the streams that have finished since the last call; their sinks are
   // destroyed. Apart from finishing them, so that stats() can be published first: who hears of the
@@ -41,10 +52,18 @@ class EngineLoop {
   std::vector<StreamId> DeliverFinished();
 
   // Nothing to do before the next Add.
-  bool idle() const { return sequences_.empty() && finished_.empty(); }
+  bool idle() const { return sequences_.empty() && finished_.empty() && transfers_.empty(); }
   EngineStats stats() const;
 
  private:
+  // Asks the device; when it has failed, all streams end.
+  bool IsFaulty();
+  // Streams whose states have arrived take part from now on.
+  void JoinLoaded();
+  // Takes what can't run yet out of the plan.
+  void HoldLoading(StepPlan* plan);
+  // A transfer's `done`, which also counts it off for its sequence.
+  StateTransfers::Done Counted(Sequence& sequence, StateTransfers::Done done);
   void SwapOut(Sequence& sequence);
   void SlotIn(Sequence& sequence);
   void Start(Sequence& sequence);
@@ -63,6 +82,7 @@ class EngineLoop {
   Model* model_;
   ModelIdentity identity_;
   std::unique_ptr<StatePool> pool_;
+  StateTransfers transfers_;
   EngineOptions options_;
   Scheduler scheduler_;
   Sampler sampler_;
@@ -72,6 +92,8 @@ class EngineLoop {
     FinishInfo info;
   };
   std::vector<Finished> finished_;  // not yet delivered
+  std::vector<StreamId> loaded_;    // not yet joined
+  absl::Status fault_;
   EngineStats stats_;
 
   // Of the step under way; kept for their capacity.

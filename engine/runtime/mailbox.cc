@@ -9,6 +9,10 @@ namespace vivarium::engine {
 
 absl::Status Mailbox::Put(std::unique_ptr<Sequence> sequence) {
   absl::MutexLock lock(&mutex_);
+  if (!failure_.ok()) {
+    ++rejected_streams_;
+    return failure_;
+  }
   if (draining_ || stopping_) {
     ++rejected_streams_;
     return absl::UnavailableError("the engine is draining and takes no new streams");
@@ -50,6 +54,11 @@ void Mailbox::Stop() {
   absl::MutexLock lock(&mutex_);
   stopping_ = true;
   work_arrived_.Signal();
+}
+
+void Mailbox::Fail(const absl::Status& status) {
+  absl::MutexLock lock(&mutex_);
+  failure_ = status;
 }
 
 EngineStats Mailbox::Stats() const {

@@ -20,7 +20,7 @@ class Mailbox {
  public:
   explicit Mailbox(int32_t max_queued_streams) : max_queued_streams_(max_queued_streams) {}
 
-  // RESOURCE_EXHAUSTED when max_queued_streams wait already, UNAVAILABLE after Drain or Stop.
+  // RESOURCE_EXHAUSTED when max_queued_streams wait already, UNAVAILABLE after Drain, Stop or Fail.
   absl::Status Put(std::unique_ptr<Sequence> sequence);
   // For requests that Put never saw.
   void CountRejected();
@@ -29,6 +29,8 @@ class Mailbox {
   // From now on Put refuses; returns when no stream is unfinished. The earliest deadline counts.
   void Drain(absl::Time deadline);
   void Stop();
+  // From now on Put answers `status`.
+  void Fail(const absl::Status& status);
   EngineStats Stats() const;
 
   // The engine's side.
@@ -58,6 +60,7 @@ class Mailbox {
   uint64_t rejected_streams_ ABSL_GUARDED_BY(mutex_) = 0;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status failure_ ABSL_GUARDED_BY(mutex_);
   absl::Time drain_deadline_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
   EngineStats stats_ ABSL_GUARDED_BY(mutex_);
 };

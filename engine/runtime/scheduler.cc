@@ -24,6 +24,13 @@ void Scheduler::Add(StreamId id, int32_t priority, absl::Time deadline, const Ru
 
 void Scheduler::SetNeed(StreamId id, const RunNeed& need) { streams_.at(id).need = need; }
 
+void Scheduler::SetLoading(StreamId id, bool is_loading) {
+  Stream& stream = streams_.at(id);
+  assert(stream.phase == Phase::kResident);
+  stream.is_loading = is_loading;
+  if (is_loading) stream.slice_tokens = 0;
+}
+
 void Scheduler::Remove(StreamId id) {
   const auto it = streams_.find(id);
   assert(it != streams_.end());
@@ -124,6 +131,7 @@ void Scheduler::PlanRuns(StepPlan* plan) {
   std::vector<StreamId> prefills;
   for (const StreamId id : resident_) {
     Stream& stream = streams_.at(id);
+    if (stream.is_loading) continue;
     if (!stream.need.is_decode) {
       prefills.push_back(id);
       continue;

@@ -38,7 +38,7 @@ struct PlannedRun {
 struct StepPlan {
   std::vector<StreamId> swap_out;  // lose their slots
   std::vector<StreamId> slot_in;   // get slots, for the first time or again
-  std::vector<PlannedRun> runs;    // every stream with a slot, once; decodes first
+  std::vector<PlannedRun> runs;  // every stream with a slot that isn't loading, once; decodes first
 };
 
 // A stream waits in the queue (WAITING), then is live: it owns a state, in a slot or swapped out,
@@ -49,9 +49,9 @@ struct StepPlan {
 // have been waiting for one; when there are more live streams than slots, a stream that has had its
 // time slice gives way to one of the same or a higher priority and goes to the end of the line. So
 // streams of one priority take turns, and none of them starves; a lower priority waits for a higher
-// one. Every stream with a slot runs at least one token in every step; what is left of the token
-// budget goes to prefill chunks, by priority, and among equals to those whose last one was the
-// longest ago.
+// one. Every stream with a slot, and its state in it, runs at least one token in every step; what
+// is left of the token budget goes to prefill chunks, by priority, and among equals to those whose
+// last one was the longest ago.
 //
 // Not thread-safe.
 class Scheduler {
@@ -62,6 +62,9 @@ class Scheduler {
   void Add(StreamId id, int32_t priority, absl::Time deadline, const RunNeed& need);
   // After each run: what `id` needs next.
   void SetNeed(StreamId id, const RunNeed& need);
+  // `id` has a slot, but its state is on the way there: until told otherwise it runs nothing, and
+  // the run that it was planned for in this step did not happen.
+  void SetLoading(StreamId id, bool is_loading);
   // `id` is finished, wherever it was; its slot is free again.
   void Remove(StreamId id);
 
@@ -88,6 +91,7 @@ class Scheduler {
     uint64_t turn = 0;             // when it joined the line it stands in
     int64_t slice_tokens = 0;      // run since it got its slot
     uint64_t last_chunk_step = 0;  // when it last had a whole prefill chunk
+    bool is_loading = false;
   };
   // Higher priorities first, then earlier turns.
   using Place = std::tuple<int64_t, uint64_t, StreamId>;

@@ -63,16 +63,16 @@ void StatePool::Release(int32_t slot) {
 
 void StatePool::Zero(int32_t slot) { backend_->Zero(At(slot), slot_bytes_); }
 
-void StatePool::Load(int32_t slot, const StateBuffer& state) {
-  if (state.size() != slot_bytes_) Die("loading a state of another size", slot);
-  backend_->CopyToDevice(At(slot), state.data(), slot_bytes_);
-  backend_->Synchronize();
+void StatePool::CopySlot(int32_t to, int32_t from) {
+  backend_->CopyOnDevice(At(to), At(from), slot_bytes_);
 }
 
-void StatePool::Save(int32_t slot, StateBuffer* state) const {
-  if (state->size() != slot_bytes_) Die("saving to a buffer of another size", slot);
-  backend_->CopyToHost(state->data(), At(slot), slot_bytes_);
-  backend_->Synchronize();
+kernels::CopyTicket StatePool::StartLoad(int32_t slot, const std::byte* host) {
+  return backend_->StartCopyToDevice(At(slot), host, slot_bytes_);
+}
+
+kernels::CopyTicket StatePool::StartSave(int32_t slot, std::byte* host) const {
+  return backend_->StartCopyToHost(host, At(slot), slot_bytes_);
 }
 
 std::byte* StatePool::At(int32_t slot) const {

@@ -31,9 +31,11 @@ class StatePool {
   void Release(int32_t slot);
 
   void Zero(int32_t slot);
-  // `state` has slot_bytes bytes. Complete on return.
-  void Load(int32_t slot, const StateBuffer& state);
-  void Save(int32_t slot, StateBuffer* state) const;
+  void CopySlot(int32_t to, int32_t from);
+  // Begin to copy slot_bytes bytes: Backend::StartCopyToDevice and StartCopyToHost. See
+  // StateTransfers.
+  kernels::CopyTicket StartLoad(int32_t slot, const std::byte* host);
+  kernels::CopyTicket StartSave(int32_t slot, std::byte* host) const;
 
   std::byte* slots() { return slots_; }
   uint64_t slot_bytes() const { return slot_bytes_; }

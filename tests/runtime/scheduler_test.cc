@@ -53,6 +53,24 @@ TEST(Scheduler, AdmitsInOrderUpToTheBounds) {
   EXPECT_EQ(scheduler.num_waiting(), 1);
 }
 
+TEST(Scheduler, ALoadingStreamKeepsItsSlotAndRunsNothing) {
+  Scheduler scheduler(SmallLimits());
+  for (StreamId id = 1; id <= 3; ++id) Add(scheduler, id);
+  EXPECT_THAT(scheduler.Plan().slot_in, ElementsAre(1, 2));
+  scheduler.SetLoading(2, true);
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(Tokens(scheduler.Plan()), (std::map<StreamId, int32_t>{{1, 1}}));
+  }
+  // Stream 1 has had its time slice of 4 tokens; 2, which got its slot with it, has not begun.
+  EXPECT_THAT(scheduler.Plan().swap_out, ElementsAre(1));
+  EXPECT_TRUE(scheduler.HasSlot(2));
+  scheduler.SetLoading(2, false);
+  EXPECT_EQ(Tokens(scheduler.Plan()), (std::map<StreamId, int32_t>{{2, 1}, {3, 1}}));
+  scheduler.SetLoading(2, true);
+  scheduler.Remove(2);
+  EXPECT_THAT(scheduler.Plan().slot_in, ElementsAre(1));
+}
+
 TEST(Scheduler, PrioritiesFirstThenFirstComeFirstServed) {
   Scheduler scheduler(SmallLimits());
   Add(scheduler, 1, -5);

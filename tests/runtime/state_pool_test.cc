@@ -58,17 +58,20 @@ TEST(StatePool, LoadSaveAndZeroTouchOneSlotOnly) {
   for (int32_t i = 0; i < 3; ++i) {
     const int32_t slot = pool->Acquire();
     ASSERT_EQ(slot, i);
-    pool->Load(slot, Filled(slot + 1));
+    backend.WaitForCopy(pool->StartLoad(slot, Filled(slot + 1).data()));
   }
   const auto byte_of = [&](int32_t slot) {
     StateBuffer out(kSlotBytes);
-    pool->Save(slot, &out);
+    backend.WaitForCopy(pool->StartSave(slot, out.data()));
     for (size_t i = 1; i < out.size(); ++i) EXPECT_EQ(out.data()[i], out.data()[0]);
     return static_cast<int>(out.data()[0]);
   };
   pool->Zero(1);
   EXPECT_EQ(byte_of(0), 1);
   EXPECT_EQ(byte_of(1), 0);
+  EXPECT_EQ(byte_of(2), 3);
+  pool->CopySlot(1, 2);
+  EXPECT_EQ(byte_of(1), 3);
   EXPECT_EQ(byte_of(2), 3);
   EXPECT_EQ(static_cast<int>(pool->slots()[2 * kSlotBytes]), 3) << "slots lie one after the other";
 }
@@ -96,7 +99,7 @@ TEST(StatePoolDeathTest, MisuseAborts) {
   EXPECT_DEATH(pool->Zero(1), "not in use");
   const int32_t slot = pool->Acquire();
   EXPECT_DEATH(pool->Acquire(), "no free slot");
-  EXPECT_DEATH(pool->Load(slot, StateBuffer(64)), "another size");
+  EXPECT_DEATH(pool->CopySlot(slot, 1), "not in use");
   pool->Release(slot);
   EXPECT_DEATH(pool->Release(slot), "not in use");
 }
