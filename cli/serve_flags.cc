@@ -58,6 +58,8 @@ void ServeFlags::Declare(CLI::App* app) {
   add.Number("--max-queued-streams", o.max_queued_streams, "Streams that wait; more are refused");
   add.Number("--max-num-batched-tokens", o.max_num_batched_tokens, "Tokens of one step");
   add.Number("--prefill-chunk", o.prefill_chunk, "Prompt tokens of one stream in one step");
+  add.Number("--prefill-beside-decode", o.prefill_beside_decode,
+             "Prompt tokens of one step while others generate");
   add.Number("--time-slice-tokens", o.time_slice_tokens, "Tokens before a stream gives way");
   add.Group("Limits");
   add.Number("--default-max-tokens", o.default_max_tokens, "Where a request names no --max-tokens");

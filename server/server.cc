@@ -51,6 +51,7 @@ engine::EngineOptions MakeEngineOptions(const ServerOptions& options) {
   out.max_queued_streams = options.max_queued_streams;
   out.max_num_batched_tokens = options.max_num_batched_tokens;
   out.prefill_chunk_tokens = options.prefill_chunk;
+  out.prefill_tokens_beside_decode = options.prefill_beside_decode;
   out.time_slice_tokens = options.time_slice_tokens;
   out.max_tokens_limit = static_cast<uint32_t>(options.max_tokens);
   out.max_prompt_tokens = static_cast<size_t>(options.max_prompt_tokens);

@@ -65,6 +65,7 @@ absl::Status CheckSizes(const ServerOptions& o) {
       {"max-queued-streams", o.max_queued_streams, 1, 1 << 16},
       {"max-num-batched-tokens", o.max_num_batched_tokens, 1, 1 << 16},
       {"prefill-chunk", o.prefill_chunk, 1, 1 << 16},
+      {"prefill-beside-decode", o.prefill_beside_decode, 1, 1 << 16},
       {"time-slice-tokens", o.time_slice_tokens, 1, 1 << 20},
       {"max-tokens", o.max_tokens, 1, 1 << 24},
       {"default-max-tokens", o.default_max_tokens, 1, o.max_tokens},

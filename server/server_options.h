@@ -39,6 +39,7 @@ struct ServerOptions {
   int32_t max_queued_streams = 1024;
   int32_t max_num_batched_tokens = 512;
   int32_t prefill_chunk = 128;
+  int32_t prefill_beside_decode = 64;
   int32_t time_slice_tokens = 64;
 
   // What one request may ask for.

@@ -121,6 +121,8 @@ absl::Status CheckOptions(const EngineOptions& options, const Model& model) {
            CheckRange("max_num_batched_tokens", options.max_num_batched_tokens, slots,
                       model.max_batch_tokens()),
            CheckRange("prefill_chunk_tokens", options.prefill_chunk_tokens, 1, kMaxChunkTokens),
+           CheckRange("prefill_tokens_beside_decode", options.prefill_tokens_beside_decode, 1,
+                      kMaxChunkTokens),
            CheckRange("time_slice_tokens", options.time_slice_tokens, 1, kMaxChunkTokens),
            CheckRange("max_tokens_limit", options.max_tokens_limit, 0, kMaxStreamTokens),
            CheckRange("max_prompt_tokens",

@@ -122,9 +122,12 @@ struct EngineOptions {
   int32_t max_queued_streams = 1024;     // waiting; one more is RESOURCE_EXHAUSTED
   int32_t max_num_batched_tokens = 512;  // rows of one step; <= the model's max_batch_tokens
   int32_t prefill_chunk_tokens = 128;    // prompt tokens of one stream in one step
-  int32_t time_slice_tokens = 64;        // tokens that a stream keeps its slot for at least
-  uint32_t max_tokens_limit = 1 << 20;   // EngineRequest::max_tokens at most
-  size_t max_prompt_tokens = 1 << 20;    // EngineRequest::prompt at most
+  // Prompt tokens of one step in which some stream generates: bounds how long the others' next
+  // token waits for a new prompt.
+  int32_t prefill_tokens_beside_decode = 64;
+  int32_t time_slice_tokens = 64;       // tokens that a stream keeps its slot for at least
+  uint32_t max_tokens_limit = 1 << 20;  // EngineRequest::max_tokens at most
+  size_t max_prompt_tokens = 1 << 20;   // EngineRequest::prompt at most
 };
 
 // What an EngineOptions may ask for at most; max_slots also at most the model's max_batch_tokens
@@ -132,7 +135,7 @@ struct EngineOptions {
 inline constexpr int32_t kMaxSlots = 1 << 14;
 inline constexpr int32_t kMaxLiveStreams = 1 << 16;
 inline constexpr int32_t kMaxQueuedStreams = 1 << 20;
-inline constexpr int32_t kMaxChunkTokens = 1 << 20;   // prefill_chunk_tokens, time_slice_tokens
+inline constexpr int32_t kMaxChunkTokens = 1 << 20;   // prefill_*, time_slice_tokens
 inline constexpr int64_t kMaxStreamTokens = 1 << 24;  // max_tokens_limit, max_prompt_tokens
 
 // Counters since Create (totals) and gauges. "No recomputation" is proved from these.

@@ -18,6 +18,7 @@ SchedulerLimits LimitsOf(const EngineOptions& options, const Model& model) {
           .max_num_batched_tokens = options.max_num_batched_tokens,
           .max_logit_rows = model.max_logit_rows(),
           .prefill_chunk_tokens = options.prefill_chunk_tokens,
+          .prefill_tokens_beside_decode = options.prefill_tokens_beside_decode,
           .time_slice_tokens = options.time_slice_tokens};
 }
 

@@ -10,6 +10,7 @@ Scheduler::Scheduler(const SchedulerLimits& limits) : limits_(limits) {
   assert(limits.max_num_batched_tokens >= limits.max_slots);
   assert(limits.max_logit_rows >= limits.max_slots);
   assert(limits.prefill_chunk_tokens >= 1 && limits.time_slice_tokens >= 1);
+  assert(limits.prefill_tokens_beside_decode >= 1);
 }
 
 void Scheduler::Add(StreamId id, int32_t priority, absl::Time deadline, const RunNeed& need) {
@@ -139,6 +140,11 @@ void Scheduler::PlanRuns(StepPlan* plan) {
     assert(stream.need.num_tokens == 1);
     plan->runs.push_back({id, 1});
     ++stream.slice_tokens;
+  }
+  if (!plan->runs.empty()) {
+    const int64_t granted = static_cast<int64_t>(prefills.size());
+    tokens_left =
+        std::min(tokens_left, std::max<int64_t>(limits_.prefill_tokens_beside_decode - granted, 0));
   }
   std::stable_sort(prefills.begin(), prefills.end(), [this](StreamId a, StreamId b) {
     const Stream& left = streams_.at(a);

@@ -14,12 +14,13 @@
 namespace vivarium::engine {
 
 struct SchedulerLimits {
-  int32_t max_slots;               // streams in one step
-  int32_t max_live_streams;        // with a state: in a slot or swapped out; >= max_slots
-  int32_t max_num_batched_tokens;  // rows of one step; >= max_slots
-  int32_t max_logit_rows;          // rows with logits of one step; >= max_slots
-  int32_t prefill_chunk_tokens;    // rows of one stream in one step
-  int32_t time_slice_tokens;       // tokens for which a slot can't be taken away
+  int32_t max_slots;                     // streams in one step
+  int32_t max_live_streams;              // with a state: in a slot or swapped out; >= max_slots
+  int32_t max_num_batched_tokens;        // rows of one step; >= max_slots
+  int32_t max_logit_rows;                // rows with logits of one step; >= max_slots
+  int32_t prefill_chunk_tokens;          // rows of one stream in one step
+  int32_t prefill_tokens_beside_decode;  // rows that don't decode, of a step in which others do
+  int32_t time_slice_tokens;             // tokens for which a slot can't be taken away
 };
 
 // What a stream would do if it had the device to itself.
@@ -51,7 +52,9 @@ struct StepPlan {
 // streams of one priority take turns, and none of them starves; a lower priority waits for a higher
 // one. Every stream with a slot, and its state in it, runs at least one token in every step; what
 // is left of the token budget goes to prefill chunks, by priority, and among equals to those whose
-// last one was the longest ago.
+// last one was the longest ago. Beside decodes prefill has a smaller budget, so that a new prompt
+// makes the others' next token wait for a bounded time (but each prefill's one token is always
+// granted).
 //
 // Not thread-safe.
 class Scheduler {

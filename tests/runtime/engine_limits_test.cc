@@ -170,6 +170,8 @@ TEST(EngineOptions, EachAtItsBoundsAndOnePast) {
         case_of("max_queued_streams", &EngineOptions::max_queued_streams, 1, kMaxQueuedStreams),
         case_of("max_num_batched_tokens", &EngineOptions::max_num_batched_tokens, 8, 512),
         case_of("prefill_chunk_tokens", &EngineOptions::prefill_chunk_tokens, 1, kMaxChunkTokens),
+        case_of("prefill_tokens_beside_decode", &EngineOptions::prefill_tokens_beside_decode, 1,
+                kMaxChunkTokens),
         case_of("time_slice_tokens", &EngineOptions::time_slice_tokens, 1, kMaxChunkTokens),
         case_of("max_prompt_tokens", &EngineOptions::max_prompt_tokens, 1, kMaxStreamTokens),
         case_of("max_tokens_limit", &EngineOptions::max_tokens_limit, 0, kMaxStreamTokens)}) {

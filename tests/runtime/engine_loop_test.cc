@@ -45,6 +45,7 @@ class Schedule {
     options_.max_live_streams = options_.max_slots + Pick(0, 5);
     options_.max_num_batched_tokens = options_.max_slots + Pick(0, 12);
     options_.prefill_chunk_tokens = Pick(1, 9);
+    options_.prefill_tokens_beside_decode = Pick(1, 9);
     options_.time_slice_tokens = Pick(1, 6);
     model_options.max_batch_tokens = options_.max_num_batched_tokens;
     model_options.max_logit_rows = options_.max_slots + Pick(0, 8);

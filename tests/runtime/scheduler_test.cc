@@ -26,6 +26,7 @@ SchedulerLimits SmallLimits() {
           .max_num_batched_tokens = 16,
           .max_logit_rows = 8,
           .prefill_chunk_tokens = 6,
+          .prefill_tokens_beside_decode = 100,
           .time_slice_tokens = 4};
 }
 
@@ -124,6 +125,25 @@ TEST(Scheduler, AHigherPriorityNeverGivesWayToALower) {
   for (int step = 0; step < 4; ++step) scheduler.Plan();
   for (int step = 0; step < 50; ++step) {
     EXPECT_EQ(Tokens(scheduler.Plan()), (std::map<StreamId, int32_t>{{2, 1}, {4, 1}}));
+  }
+}
+
+TEST(Scheduler, PrefillIsBoundedOnlyBesideDecodes) {
+  for (const int32_t limit : {1, 2, 5}) {
+    SCOPED_TRACE(limit);
+    SchedulerLimits limits = SmallLimits();
+    limits.max_slots = 3;
+    limits.prefill_tokens_beside_decode = limit;
+    Scheduler scheduler(limits);
+    Add(scheduler, 1, 0, Prefill(100));
+    Add(scheduler, 2, 0, Prefill(100));
+    EXPECT_EQ(Tokens(scheduler.Plan()), (std::map<StreamId, int32_t>{{1, 6}, {2, 6}}))
+        << "nobody decodes";
+    Add(scheduler, 3);
+    const int32_t first = std::max(limit - 1, 1);  // the other's one token is set aside
+    EXPECT_EQ(Tokens(scheduler.Plan()), (std::map<StreamId, int32_t>{{1, first}, {2, 1}, {3, 1}}));
+    scheduler.Remove(3);
+    EXPECT_EQ(Tokens(scheduler.Plan()), (std::map<StreamId, int32_t>{{1, 6}, {2, 6}}));
   }
 }
 
@@ -253,6 +273,7 @@ class Trace {
             .max_num_batched_tokens = slots + Pick(0, 20),
             .max_logit_rows = slots + Pick(0, 10),
             .prefill_chunk_tokens = Pick(1, 8),
+            .prefill_tokens_beside_decode = Pick(1, 12),
             .time_slice_tokens = Pick(1, 9)};
   }
 
@@ -278,6 +299,7 @@ class Trace {
     }
     std::set<StreamId> ran;
     int64_t num_tokens = 0, num_logit_rows = 0;
+    int64_t num_decodes = 0, num_prefills = 0, num_prefill_tokens = 0;
     for (const PlannedRun& run : plan.runs) {
       ASSERT_TRUE(resident_.contains(run.id) && ran.insert(run.id).second);
       Stream& stream = streams_[run.id];
@@ -288,14 +310,21 @@ class Trace {
       num_logit_rows += need.logits_every_row ? run.num_tokens : 1;
       stream.slice += run.num_tokens;
       if (stream.left > 0) {
+        ++num_prefills;
+        num_prefill_tokens += run.num_tokens;
         stream.left -= run.num_tokens;
       } else {
+        ++num_decodes;
         ++stream.decoded;
       }
     }
     EXPECT_EQ(ran, resident_) << "everyone with a slot runs";
     EXPECT_LE(num_tokens, limits_.max_num_batched_tokens);
     EXPECT_LE(num_logit_rows, limits_.max_logit_rows);
+    if (num_decodes > 0) {
+      EXPECT_LE(num_prefill_tokens,
+                std::max<int64_t>(limits_.prefill_tokens_beside_decode, num_prefills));
+    }
     for (const StreamId id : ran) {
       if (streams_[id].decoded > 12 || (streams_[id].is_score && streams_[id].left == 0)) {
         scheduler_.Remove(id);
