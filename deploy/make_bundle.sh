@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# make_bundle.sh [--build DIR] [OUTPUT]: a folder that runs elsewhere, as one file.
+# make_bundle.sh [--build DIR] [--no-build] [OUTPUT]: a folder that runs elsewhere, as one file.
 #
 # Packs the server, the bundled model, the tests and benchmarks that say something about a device,
 # their data, and every library that they need but libc, into OUTPUT (default: DIR/vivarium-bundle
@@ -7,15 +7,17 @@
 # that needs its driver alone. Unpack it, then: tests/device_check.sh
 #
 #   --build DIR   the build folder (default: build); its programs are built first
+#   --no-build    pack its programs as they are
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 export LC_ALL=C
 
-build=build output=""
+build=build output="" build_first=1
 max_bytes=60000000
 while [ $# -gt 0 ]; do
   case "$1" in
     --build) build=${2:?--build needs a folder}; shift ;;
+    --no-build) build_first=0 ;;
     -h|--help) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
     -*) echo "make_bundle.sh: unknown option '$1' (see --help)" >&2; exit 2 ;;
     *) output=$1 ;;
@@ -29,7 +31,7 @@ command -v patchelf >/dev/null || { echo "make_bundle.sh: needs patchelf (deploy
 programs=(vivarium kernels_test device_test golden_test model_invariants_test model_reference_test
           real_model_test server_test exact_resume_test device_change_test kill_test kill_writer
           kernel_bench engine_bench)
-ninja -C "$build" --quiet "${programs[@]}"
+[ $build_first = 0 ] || ninja -C "$build" --quiet "${programs[@]}"
 
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
@@ -54,7 +56,7 @@ for program in "${programs[@]}"; do
   patchelf --set-rpath '$ORIGIN/../lib' "$root/bin/$program"
 done
 # A library that is found here by luck must be in the bundle.
-missing=$(env -i LD_LIBRARY_PATH= ldd "$root"/bin/* | grep -v "$root/lib/" |
+missing=$(env -i LD_LIBRARY_PATH= ldd "$root"/bin/* | grep -vF "$root" |
           sed -n 's/^[[:space:]]*\(lib[^ ]*\) => .*/\1/p' | sort -u | grep -Ev "$of_the_machine" || true)
 [ -z "$missing" ] || { echo "make_bundle.sh: not in the bundle:" $missing >&2; exit 1; }
 
@@ -72,7 +74,7 @@ cp cli/vivarium.1 "$root/cli/"
 mkdir -p "$(dirname "$output")"
 case "$output" in
   *.tar.zst) compress=(zstd -q -12) ;;
-  *) compress=(gzip -9) ;;
+  *) compress=(gzip) ;;
 esac
 tar -C "$stage" --sort=name --owner=0 --group=0 -c vivarium-bundle | "${compress[@]}" >"$output"
 bytes=$(stat -c %s "$output")
