@@ -146,13 +146,15 @@ struct SelectiveScanParams {
 inline constexpr int32_t kMaxStateSize = 256;
 
 // One decode step of a whole Mamba-1 layer: every row is the one token of its sequence.
-//   residual += W_out y, where   h       = RMSNorm(residual; norm_weight, norm_eps)
-//                                [x | z] = W_in h;  x = CausalConv1d(x)
-//                                [r|B|C] = W_x x;   has_norms: each of r, B, C by a weightless
-//                                RMSNorm y       = SelectiveScan(x, z, dt = W_dt r, B, C)
+//   residual += W_out y, where
+//     h         = RMSNorm(residual; norm_weight, norm_eps)
+//     [x|z]     = W_in h;  x = CausalConv1d(x)
+//     [r|B|C]   = W_x x;   has_norms: each of r, B, C by a weightless RMSNorm
+//     y         = SelectiveScan(x, z, dt = W_dt r, B, C)
 // with the bits that RmsNorm, Linear, CausalConv1d and SelectiveScan give on the same backend.
 struct MambaDecodeParams {
-  float* residual;           // [num_rows, d_model] contiguous, updated
+  float* residual;           // [num_rows, d_model] contiguous, updated; 8-byte aligned, like
+                             // norm_weight
   const float* norm_weight;  // [d_model]
   float norm_eps;
   const PackedMatrix* in_proj;   // [2 * d_inner, d_model]: x rows, then z rows
@@ -190,7 +192,7 @@ constexpr int64_t MambaDecodeScratchFloats(int64_t d_inner, int64_t dt_rank, int
 
 // out = W RMSNorm(x), with the bits that RmsNorm and Linear give on the same backend.
 struct NormLinearParams {
-  const float* x;            // [num_rows, weight->cols()] contiguous
+  const float* x;  // [num_rows, weight->cols()] contiguous; 8-byte aligned, like norm_weight
   const float* norm_weight;  // [weight->cols()]
   float norm_eps;
   const PackedMatrix* weight;  // [rows, cols]

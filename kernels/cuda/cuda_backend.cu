@@ -250,22 +250,24 @@ void CudaBackend::Linear(const LinearParams& params) {
   }
 }
 
-// Null for weights that the fused kernels don't read.
-const void* FusedWeight(const PackedMatrix* weight) {
-  return weight->dtype() == DType::kBF16 ? static_cast<const CudaPackedMatrix&>(*weight).data()
-                                         : nullptr;
+// Null data for weights that the fused kernels don't read.
+DecodeWeight FusedWeight(const PackedMatrix* weight) {
+  const auto& packed = static_cast<const CudaPackedMatrix&>(*weight);
+  if (packed.dtype() == DType::kF32) return {};
+  return {packed.data(), nullptr};
 }
 
 bool CudaBackend::MambaDecode(const MambaDecodeParams& params) {
   const DecodeWeights weights = {FusedWeight(params.in_proj), FusedWeight(params.x_proj),
                                  FusedWeight(params.dt_proj), FusedWeight(params.out_proj)};
-  return weights.in_proj && weights.x_proj && weights.dt_proj && weights.out_proj &&
+  return weights.in_proj.data && weights.x_proj.data && weights.dt_proj.data &&
+         !weights.dt_proj.scales && weights.out_proj.data &&
          LaunchMambaDecode(params, weights, decode_device_, stream_);
 }
 
 bool CudaBackend::NormLinear(const NormLinearParams& params) {
-  const void* weight = FusedWeight(params.weight);
-  return weight && LaunchNormLinear(params, weight, decode_device_, stream_);
+  const DecodeWeight weight = FusedWeight(params.weight);
+  return weight.data && LaunchNormLinear(params, weight, decode_device_, stream_);
 }
 
 // Zeros for what the device does not say; a device that says nothing fails at its first op.

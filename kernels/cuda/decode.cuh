@@ -30,12 +30,14 @@ struct DecodeDevice {
   bool overlaps_launches;  // sm_90 and later
 };
 
-// The four matrices, packed (linear.cuh).
+// A matrix, packed (linear.cuh).
+struct DecodeWeight {
+  const void* data;
+  const float* scales;  // [rows] or null
+};
+
 struct DecodeWeights {
-  const void* in_proj;
-  const void* x_proj;
-  const void* dt_proj;
-  const void* out_proj;
+  DecodeWeight in_proj, x_proj, dt_proj, out_proj;  // dt_proj is bf16
 };
 
 // Blocks for a matrix of `rows`: all at once on the device, and no more than two on a
@@ -53,9 +55,11 @@ inline dim3 StreamGrid(const DecodeDevice& device, int64_t rows, size_t shared_b
 template <int kTokenTiles, int kWidth>
 void LaunchDecodeIn(const DecodeInParams& in, const DecodeDevice& device, cudaStream_t stream) {
   const size_t shared_bytes = DecodeInShared<kTokenTiles>(in.num_rows, in.cols);
-  LaunchDependent(device.overlaps_launches, DecodeInKernel<kTokenTiles, kWidth>,
-                  StreamGrid(device, in.rows, shared_bytes), dim3(kDecodeThreads), shared_bytes,
-                  stream, in);
+  const auto launch = [&](void (*kernel)(DecodeInParams)) {
+    LaunchDependent(device.overlaps_launches, kernel, StreamGrid(device, in.rows, shared_bytes),
+                    dim3(kDecodeThreads), shared_bytes, stream, in);
+  };
+  launch(DecodeInKernel<kTokenTiles, kWidth, PackedFragment>);
 }
 
 template <int kTokenTiles>
@@ -103,9 +107,12 @@ void DecodeLaunches<kTokenTiles>::LaunchIn(const DecodeInParams& in, cudaStream_
 template <int kTokenTiles>
 void DecodeLaunches<kTokenTiles>::LaunchProject(const DecodeProjectParams& project,
                                                 cudaStream_t stream) const {
-  LaunchDependent(device_.overlaps_launches, DecodeProjectKernel<kTokenTiles>,
-                  StreamGrid(device_, project.rows, project_shared_), dim3(kDecodeThreads),
-                  project_shared_, stream, project);
+  const auto launch = [&](void (*kernel)(DecodeProjectParams)) {
+    LaunchDependent(device_.overlaps_launches, kernel,
+                    StreamGrid(device_, project.rows, project_shared_), dim3(kDecodeThreads),
+                    project_shared_, stream, project);
+  };
+  launch(DecodeProjectKernel<kTokenTiles, PackedFragment>);
 }
 
 template <int kTokenTiles>
@@ -136,7 +143,8 @@ void DecodeLaunches<kTokenTiles>::Launch(const DecodeWeights& weights, cudaStrea
   in.residual = p.residual;
   in.norm_weight = p.norm_weight;
   in.norm_eps = p.norm_eps;
-  in.weight = weights.in_proj;
+  in.weight = weights.in_proj.data;
+  in.scales = weights.in_proj.scales;
   in.bias = p.in_proj_bias;
   in.conv.weight = p.conv_weight;
   in.conv.bias = p.conv_bias;
@@ -154,7 +162,8 @@ void DecodeLaunches<kTokenTiles>::Launch(const DecodeWeights& weights, cudaStrea
   in.num_rows = num_rows_;
   LaunchIn(in, stream);
 
-  LaunchProject({x_bf16, bf16_stride, weights.x_proj, nullptr, projected, projected_stride,
+  LaunchProject({x_bf16, bf16_stride, weights.x_proj.data, weights.x_proj.scales, nullptr,
+                 projected, projected_stride,
                  /*accumulates=*/false, p.dt_rank + 2 * p.d_state, p.d_inner, num_rows_},
                 stream);
 
@@ -163,7 +172,7 @@ void DecodeLaunches<kTokenTiles>::Launch(const DecodeWeights& weights, cudaStrea
   step.projected_stride = projected_stride;
   step.has_norms = p.has_norms;
   step.norm_eps = p.mixer_norm_eps;
-  step.dt_weight = weights.dt_proj;
+  step.dt_weight = weights.dt_proj.data;
   step.dt_rank = p.dt_rank;
   step.scan.x = xz;
   step.scan.x_stride = xz_stride;
@@ -188,7 +197,8 @@ void DecodeLaunches<kTokenTiles>::Launch(const DecodeWeights& weights, cudaStrea
     LaunchStep<float>(step, stream);
   }
 
-  LaunchProject({y_bf16, bf16_stride, weights.out_proj, p.out_proj_bias, p.residual, p.d_model,
+  LaunchProject({y_bf16, bf16_stride, weights.out_proj.data, weights.out_proj.scales,
+                 p.out_proj_bias, p.residual, p.d_model,
                  /*accumulates=*/true, p.d_model, p.d_inner, num_rows_},
                 stream);
 }
@@ -211,13 +221,14 @@ inline bool LaunchMambaDecode(const MambaDecodeParams& params, const DecodeWeigh
 }
 
 // As LaunchMambaDecode.
-inline bool LaunchNormLinear(const NormLinearParams& params, const void* weight,
+inline bool LaunchNormLinear(const NormLinearParams& params, const DecodeWeight& weight,
                              const DecodeDevice& device, cudaStream_t stream) {
   DecodeInParams in{};
   in.residual = params.x;
   in.norm_weight = params.norm_weight;
   in.norm_eps = params.norm_eps;
-  in.weight = weight;
+  in.weight = weight.data;
+  in.scales = weight.scales;
   in.conv.out = params.out;
   in.conv.out_stride = params.out_stride;
   in.rows = params.weight->rows();

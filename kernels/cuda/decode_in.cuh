@@ -20,6 +20,7 @@ struct DecodeInParams {
   const float* norm_weight;
   float norm_eps;
   const void* weight;       // packed [rows, cols]: x rows, then z rows
+  const float* scales;      // [rows], of int8 weights; null: 1
   const float* bias;        // [rows] or null
   CausalConv1dParams conv;  // its out receives all rows: x rows as convolved, then z rows. channels
                             // 0: no x rows
@@ -36,13 +37,13 @@ struct alignas(8) FloatPair {
 
 // Row by row, each warp's part of the sum of squares of value(row, c), to warp_sums
 // [num_rows][kRmsNormWarps].
-template <int kRows, int kUnroll, typename Value>
+template <int kRows, int kAtOnce, typename Value>
 __device__ __forceinline__ void StoreNormSumsOf(int num_rows, int64_t channels, const Value& value,
                                                 float* warp_sums) {
   static_assert(kDecodeThreads == kRmsNormThreads);
   for (int first = 0; first < num_rows; first += kRows) {
     float sums[kRows];
-    NormPartialSums<kRows, kUnroll>(sums, channels, [&](int row, int64_t c) {
+    NormPartialSums<kRows, kAtOnce>(sums, channels, [&](int row, int64_t c) {
       return first + row < num_rows ? value(first + row, c) : 0.0f;
     });
 #pragma unroll
@@ -54,14 +55,59 @@ __device__ __forceinline__ void StoreNormSumsOf(int num_rows, int64_t channels, 
   }
 }
 
-// At least sixteen loads of a thread in flight.
+// Sixteen loads of a thread in flight, or more.
 template <typename Value>
 __device__ __forceinline__ void StoreNormSums(int num_rows, int64_t channels, const Value& value,
                                               float* warp_sums) {
   if (num_rows == 1) {
     StoreNormSumsOf<1, 16>(num_rows, channels, value, warp_sums);
   } else {
-    StoreNormSumsOf<8, 2>(num_rows, channels, value, warp_sums);
+    StoreNormSumsOf<8, 4>(num_rows, channels, value, warp_sums);
+  }
+}
+
+// value * scale * weight as bf16 pairs; a thread asks for kAtOnce pairs of kRows rows before it
+// uses them.
+template <int kRows, int kAtOnce>
+__device__ __forceinline__ void StageScaledOf(const DecodeInParams& params, const float* scales,
+                                              const StagedRows& staged) {
+  const int pairs = static_cast<int>(LinearSteps(params.cols)) * kStepPairs;
+  const int live_pairs = static_cast<int>(params.cols / 2);
+  for (int first = static_cast<int>(threadIdx.x); first < pairs;
+       first += kAtOnce * kDecodeThreads) {
+    FloatPair weight[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int pair = first + i * kDecodeThreads;
+      weight[i] = pair < live_pairs ? reinterpret_cast<const FloatPair*>(params.norm_weight)[pair]
+                                    : FloatPair{0.0f, 0.0f};
+    }
+    for (int first_row = 0; first_row < params.num_rows; first_row += kRows) {
+      FloatPair value[kAtOnce][kRows];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int pair = first + i * kDecodeThreads;
+#pragma unroll
+        for (int j = 0; j < kRows; ++j) {
+          const int64_t offset = (first_row + j) * params.cols + 2 * static_cast<int64_t>(pair);
+          value[i][j] = pair < live_pairs && first_row + j < params.num_rows
+                            ? *reinterpret_cast<const FloatPair*>(params.residual + offset)
+                            : FloatPair{0.0f, 0.0f};
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int pair = first + i * kDecodeThreads;
+#pragma unroll
+        for (int j = 0; j < kRows; ++j) {
+          const int row = first_row + j;
+          if (pair >= pairs || row >= params.num_rows) continue;
+          staged.pairs[row * staged.pitch + pair] =
+              PackBF16(value[i][j].low * scales[row] * weight[i].low,
+                       value[i][j].high * scales[row] * weight[i].high);
+        }
+      }
+    }
   }
 }
 
@@ -78,38 +124,26 @@ static __device__ __forceinline__ void StageNormalized(const DecodeInParams& par
         NormScale(warp_sums + threadIdx.x * kRmsNormWarps, params.cols, params.norm_eps);
   }
   __syncthreads();
-  const int pairs = static_cast<int>(LinearSteps(params.cols)) * kStepPairs;
-  for (int pair = static_cast<int>(threadIdx.x); pair < pairs; pair += kDecodeThreads) {
-    const int64_t k = 2 * static_cast<int64_t>(pair);
-    const bool live = k < params.cols;
-    const FloatPair weight =
-        live ? *reinterpret_cast<const FloatPair*>(params.norm_weight + k) : FloatPair{0.0f, 0.0f};
-#pragma unroll 8
-    for (int row = 0; row < params.num_rows; ++row) {
-      uint32_t packed = 0;
-      if (live) {
-        const auto value =
-            *reinterpret_cast<const FloatPair*>(params.residual + row * params.cols + k);
-        packed =
-            PackBF16(value.low * scales[row] * weight.low, value.high * scales[row] * weight.high);
-      }
-      staged.pairs[row * staged.pitch + pair] = packed;
-    }
+  if (params.num_rows == 1) {
+    StageScaledOf<1, 8>(params, scales, staged);
+  } else {
+    StageScaledOf<8, 2>(params, scales, staged);
   }
   __syncthreads();
 }
 
 template <int kTokenTiles>
-__host__ __device__ inline size_t DecodeInShared(int num_rows, int64_t cols) {
-  return LargeStream<kTokenTiles>::kRingBytes + 2 * kPartialCount<kTokenTiles> * sizeof(MmaC) +
+inline size_t DecodeInShared(int num_rows, int64_t cols) {
+  return LargeStream<kTokenTiles, PackedFragment>::kRingBytes +
+         2 * kPartialCount<kTokenTiles> * sizeof(MmaC) +
          static_cast<size_t>(num_rows) * StagedPitch(cols) * sizeof(uint32_t) +
          kMaxDecodeRows * (kRmsNormWarps + 1) * sizeof(float);
 }
 
 // Any grid of one dimension, kDecodeThreads threads, DecodeInShared bytes.
-template <int kTokenTiles, int kWidth>
+template <int kTokenTiles, int kWidth, typename Fragment>
 __global__ void __launch_bounds__(kDecodeThreads, 2) DecodeInKernel(DecodeInParams params) {
-  using Stream = LargeStream<kTokenTiles>;
+  using Stream = LargeStream<kTokenTiles, Fragment>;
   DYNAMIC_SHARED(unsigned char, shared);
   auto* const partials = reinterpret_cast<MmaC*>(shared + Stream::kRingBytes);
   auto* const warp_sums = reinterpret_cast<float*>(partials + 2 * kPartialCount<kTokenTiles>);
@@ -119,6 +153,12 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) DecodeInKernel(DecodeInPara
 
   Stream stream(params.weight, params.rows, params.cols, shared);
   stream.Start();
+  // The norm's weights were last used a step ago.
+  constexpr int kLineFloats = kCacheLineBytes / sizeof(float);
+  for (int64_t c = static_cast<int64_t>(threadIdx.x) * kLineFloats; c < params.cols;
+       c += static_cast<int64_t>(kDecodeThreads) * kLineFloats) {
+    PrefetchL2(params.norm_weight + c);
+  }
   GridDependencyWait();
   // Not before the wait: when the kernels after this one start, all work of before it is complete.
   LetDependentsStart();
@@ -134,6 +174,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) DecodeInKernel(DecodeInPara
     const bool is_x = live && channel < params.conv.channels;
     ConvChannel<kWidth> conv;
     if (is_x) conv.Load(params.conv, segment.read_slot, channel);
+    const float scale = live && params.scales ? params.scales[channel] : 1.0f;
     const float bias = live && params.bias ? params.bias[channel] : 0.0f;
 
     MmaC sums[kTokenTiles] = {};
@@ -143,6 +184,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) DecodeInKernel(DecodeInPara
     if (live) {
       float value =
           SumSegments<kTokenTiles>(partial, static_cast<int>(threadIdx.x) % kRowTile, row);
+      if (params.scales) value *= scale;
       if (params.bias) value += bias;
       if (is_x) {
         value = conv.Step(value);

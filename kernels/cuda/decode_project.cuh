@@ -8,9 +8,10 @@ namespace vivarium::kernels::cuda {
 struct DecodeProjectParams {
   const uint16_t* x;  // bf16 [num_rows, cols] stride x_stride, a multiple of 8
   int64_t x_stride;
-  const void* weight;  // packed [rows, cols]
-  const float* bias;   // [rows] or null
-  float* out;          // [num_rows, rows] stride out_stride
+  const void* weight;   // packed [rows, cols]
+  const float* scales;  // [rows], of int8 weights; null: 1
+  const float* bias;    // [rows] or null
+  float* out;           // [num_rows, rows] stride out_stride
   int64_t out_stride;
   bool accumulates;  // out += instead of out =
   int64_t rows;
@@ -19,17 +20,18 @@ struct DecodeProjectParams {
 };
 
 template <int kTokenTiles>
-__host__ __device__ inline size_t DecodeProjectShared(int num_rows, int64_t cols) {
-  return LargeStream<kTokenTiles>::kRingBytes + 2 * kPartialCount<kTokenTiles> * sizeof(MmaC) +
+inline size_t DecodeProjectShared(int num_rows, int64_t cols) {
+  return LargeStream<kTokenTiles, PackedFragment>::kRingBytes +
+         2 * kPartialCount<kTokenTiles> * sizeof(MmaC) +
          static_cast<size_t>(num_rows) * StagedPitch(cols) * sizeof(uint32_t);
 }
 
 // Any grid of one dimension, kDecodeThreads threads, DecodeProjectShared bytes. A warp begins when
 // its own segment of the activations is there.
-template <int kTokenTiles>
+template <int kTokenTiles, typename Fragment>
 __global__ void __launch_bounds__(kDecodeThreads, 2)
     DecodeProjectKernel(DecodeProjectParams params) {
-  using Stream = LargeStream<kTokenTiles>;
+  using Stream = LargeStream<kTokenTiles, Fragment>;
   DYNAMIC_SHARED(unsigned char, shared);
   auto* const partials = reinterpret_cast<MmaC*>(shared + Stream::kRingBytes);
   const StagedRows x = {reinterpret_cast<uint32_t*>(partials + 2 * kPartialCount<kTokenTiles>),
@@ -48,6 +50,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
     const bool live = row < params.num_rows && channel < params.rows;
     float* const out = params.out + row * params.out_stride + channel;
     const float before = live && params.accumulates ? *out : 0.0f;
+    const float scale = live && params.scales ? params.scales[channel] : 1.0f;
     const float bias = live && params.bias ? params.bias[channel] : 0.0f;
 
     MmaC sums[kTokenTiles] = {};
@@ -57,6 +60,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
     if (live) {
       float value =
           SumSegments<kTokenTiles>(partial, static_cast<int>(threadIdx.x) % kRowTile, row);
+      if (params.scales) value *= scale;
       if (params.bias) value += bias;
       *out = params.accumulates ? before + value : value;
     }

@@ -26,7 +26,7 @@ struct DecodeStepParams {
   int num_rows;
 };
 
-using StepStream = WeightStream<2, 2>;
+using StepStream = WeightStream<PackedFragment, 2, 2>;
 inline constexpr int kStepTokenTiles = 2;
 inline constexpr int kStepParts = 3;  // r, B, C
 // Two warps have a row's tile of channels; a warp meets every fourth row.
@@ -46,7 +46,7 @@ static __device__ __forceinline__ void FindScales(const DecodeStepParams& params
   const int d_state = params.scan.d_state;
   for (int part = 0; params.has_norms && part < kStepParts; ++part) {
     const int64_t begin = part == 0 ? 0 : params.dt_rank + (part - 1) * d_state;
-    StoreNormSumsOf<8, 1>(
+    StoreNormSumsOf<4, 1>(
         params.num_rows, part == 0 ? params.dt_rank : d_state,
         [&](int row, int64_t c) {
           return params.projected[row * params.projected_stride + begin + c];

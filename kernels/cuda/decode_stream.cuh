@@ -1,12 +1,13 @@
-// What the decode kernels share: a block streams row tiles of a packed bf16 matrix past at most
-// kMaxDecodeRows rows of activations in shared memory.
+// What the decode kernels share: a block streams row tiles of a packed matrix, bf16 or int8, past
+// at most kMaxDecodeRows rows of activations in shared memory.
 //
 // The order is linear.cuh's: warp s of a block has segment s of K, in steps, and the segments are
 // added in order; so the bits are Linear's. What differs is how the weights come: each warp keeps a
 // ring of kGroups groups of kGroupSteps steps in shared memory, filled by asynchronous 16-byte
-// copies past the first-level cache. The ring runs on from one row tile to the next, through
-// barriers and epilogues, and it is first filled before the wait for the kernel before: weights are
-// constant. A lane reads back only what it has copied itself, so the ring needs no barrier.
+// copies past the first-level cache (int8: 8-byte ones). The ring runs on from one row tile to the
+// next, through barriers and epilogues, and it is first filled before the wait for the kernel
+// before: weights are constant. A lane reads back only what it has copied itself, so the ring needs
+// no barrier.
 #pragma once
 
 #include "kernels/cuda/device.h"
@@ -37,12 +38,24 @@ struct StagedRows {
   int num_rows;
 };
 
+__device__ __forceinline__ MmaA OperandOf(const PackedFragment& fragment) { return fragment.a; }
+
+template <typename Fragment>
+__device__ __forceinline__ void CopyFragmentAsync(Fragment* shared, const Fragment* source) {
+  if constexpr (sizeof(Fragment) == 16) {
+    CopyAsync16(shared, source);
+  } else {
+    static_assert(sizeof(Fragment) == 8);
+    CopyAsync8(shared, source);
+  }
+}
+
 // One warp's weights: its segment of row tiles blockIdx.x, blockIdx.x + gridDim.x, ...
-template <int kGroups, int kGroupSteps>
+template <typename Fragment, int kGroups, int kGroupSteps>
 class WeightStream {
  public:
   static constexpr int kRingFragments = kGroups * kGroupSteps * kWarpSize;  // of a warp
-  static constexpr size_t kRingBytes = kDecodeWarps * kRingFragments * sizeof(PackedFragment);
+  static constexpr size_t kRingBytes = kDecodeWarps * kRingFragments * sizeof(Fragment);
 
   // ring: kRingBytes of shared memory, the block's.
   __device__ __forceinline__ WeightStream(const void* weight, int64_t rows, int64_t cols,
@@ -56,8 +69,8 @@ class WeightStream {
         row_tiles_(static_cast<int>((rows + kRowTile - 1) / kRowTile)),
         tile_(begin_ < end_ ? static_cast<int>(blockIdx.x) : row_tiles_),
         step_(begin_),
-        fragments_(static_cast<const PackedFragment*>(weight) + lane_),
-        ring_(static_cast<PackedFragment*>(ring) +
+        fragments_(static_cast<const Fragment*>(weight) + lane_),
+        ring_(static_cast<Fragment*>(ring) +
               static_cast<int>(threadIdx.x) / kWarpSize * kRingFragments + lane_) {}
 
   __device__ __forceinline__ int row_tiles() const { return row_tiles_; }
@@ -71,7 +84,7 @@ class WeightStream {
     for (int i = 0; i + 1 < kGroups; ++i) FillGroup();
     const int segment = end_ - begin_;
     if (segment <= 0) return;
-    constexpr int kStepBytes = kWarpSize * sizeof(PackedFragment);
+    constexpr int kStepBytes = kWarpSize * sizeof(Fragment);
     constexpr int kLines = kStepBytes / kCacheLineBytes;
     const int num_steps =
         kPrefetchBytes / (kStepBytes * kDecodeWarps) / static_cast<int>(gridDim.x);
@@ -79,8 +92,8 @@ class WeightStream {
     for (int i = first + lane_ / kLines; i < first + num_steps; i += kWarpSize / kLines) {
       const int tile = static_cast<int>(blockIdx.x) + i / segment * static_cast<int>(gridDim.x);
       if (tile >= row_tiles_) return;
-      const PackedFragment* line = fragments_ - lane_ + Offset(tile, begin_ + i % segment);
-      PrefetchL2(line + lane_ % kLines * (kCacheLineBytes / sizeof(PackedFragment)));
+      const Fragment* line = fragments_ - lane_ + Offset(tile, begin_ + i % segment);
+      PrefetchL2(line + lane_ % kLines * (kCacheLineBytes / sizeof(Fragment)));
     }
   }
 
@@ -90,18 +103,18 @@ class WeightStream {
     for (int step = begin_; step < end_; step += kGroupSteps) {
       CopyWait<kGroups - 2>();
       FillGroup();  // of what the last round has used up
-      const PackedFragment* group = ring_ + read_group_ * kGroupSteps * kWarpSize;
+      const Fragment* group = ring_ + read_group_ * kGroupSteps * kWarpSize;
       read_group_ = read_group_ + 1 < kGroups ? read_group_ + 1 : 0;
 #pragma unroll
       for (int s = 0; s < kGroupSteps; ++s) {
         if (step + s >= end_) continue;
-        const PackedFragment weight = group[s * kWarpSize];
+        const MmaA weight = OperandOf(group[s * kWarpSize]);
 #pragma unroll
         for (int tile = 0; tile < kTokenTiles; ++tile) {
           const int row = tile * kTokenTile + lane_ / 4;
           const uint32_t* pairs = x.pairs + row * x.pitch + (step + s) * kStepPairs + lane_ % 4;
           const bool live = row < x.num_rows;
-          MmaBF16(sums[tile], weight.a, MmaB{{live ? pairs[0] : 0, live ? pairs[4] : 0}});
+          MmaBF16(sums[tile], weight, MmaB{{live ? pairs[0] : 0, live ? pairs[4] : 0}});
         }
       }
     }
@@ -116,12 +129,12 @@ class WeightStream {
   }
   // Begins to copy the next group of the next row tile; an empty group past the end.
   __device__ __forceinline__ void FillGroup() {
-    PackedFragment* group = ring_ + fill_group_ * kGroupSteps * kWarpSize;
+    Fragment* group = ring_ + fill_group_ * kGroupSteps * kWarpSize;
     if (tile_ < row_tiles_) {
 #pragma unroll
       for (int s = 0; s < kGroupSteps; ++s) {
         if (step_ + s < end_) {
-          CopyAsync16(group + s * kWarpSize, fragments_ + Offset(tile_, step_ + s));
+          CopyFragmentAsync(group + s * kWarpSize, fragments_ + Offset(tile_, step_ + s));
         }
       }
       step_ += kGroupSteps;
@@ -137,14 +150,17 @@ class WeightStream {
   const int lane_, steps_, begin_, end_, row_tiles_;
   int tile_, step_;  // of the next group to fill
   int fill_group_ = 0, read_group_ = 0;
-  const PackedFragment* fragments_;
-  PackedFragment* ring_;
+  const Fragment* fragments_;
+  Fragment* ring_;
 };
 
-// The rings of the kernels that stream large matrices: 56 or 40 KiB of a block's weights in flight.
-inline constexpr int kStreamGroupSteps = 4;
-template <int kTokenTiles>
-using LargeStream = WeightStream<kTokenTiles == 1 ? 4 : 3, kStreamGroupSteps>;
+// The rings of the kernels that stream large matrices, of the same size for every Fragment: 48 or
+// 32 KiB of a block's weights in flight.
+inline constexpr int kStreamGroupBytes = 2048;  // of a warp
+template <int kTokenTiles, typename Fragment>
+using LargeStream =
+    WeightStream<Fragment, kTokenTiles == 1 ? 4 : 3,
+                 kStreamGroupBytes / static_cast<int>(kWarpSize * sizeof(Fragment))>;
 
 // A row tile's partial sums [segment][token tile][lane].
 template <int kTokenTiles>

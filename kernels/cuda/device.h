@@ -198,6 +198,16 @@ __device__ __forceinline__ void CopyAsync16(void* shared_destination, const void
 #endif
 }
 
+// Eight bytes, both ends aligned to eight; else as CopyAsync4.
+__device__ __forceinline__ void CopyAsync8(void* shared_destination, const void* source) {
+#if defined(__CUDACC__)
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared_destination));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(address), "l"(source) : "memory");
+#else
+  ::cuda_on_cpu::AsyncCopy(shared_destination, source, 8);
+#endif
+}
+
 inline constexpr int kCacheLineBytes = 128;
 
 // Begins to bring the line at `source` to the second-level cache.

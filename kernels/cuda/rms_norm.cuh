@@ -11,19 +11,25 @@ inline constexpr int kRmsNormThreads = 256;
 inline constexpr int kRmsNormWarps = kRmsNormThreads / kWarpSize;
 
 // Per row of kRows, this warp's part of the sum of squares of value(row, c), c < channels, for
-// NormScale: the block's threads take c in strides, then the warp's lanes are summed. kUnroll is
-// how many c a thread asks for at once; the order does not depend on it.
-template <int kRows, int kUnroll, typename Value>
+// NormScale: the block's threads take c in strides, then the warp's lanes are summed. A thread asks
+// for kAtOnce values of a row before it uses them; the order does not depend on it.
+template <int kRows, int kAtOnce, typename Value>
 __device__ __forceinline__ void NormPartialSums(float (&sums)[kRows], int64_t channels,
                                                 const Value& value) {
 #pragma unroll
   for (int row = 0; row < kRows; ++row) sums[row] = 0.0f;
-#pragma unroll kUnroll
-  for (int64_t c = threadIdx.x; c < channels; c += kRmsNormThreads) {
+  for (int64_t first = threadIdx.x; first < channels; first += kAtOnce * kRmsNormThreads) {
+    float v[kAtOnce][kRows];
 #pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-      const float v = value(row, c);
-      sums[row] += v * v;
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int64_t c = first + i * kRmsNormThreads;
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) v[i][row] = c < channels ? value(row, c) : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) sums[row] += v[i][row] * v[i][row];
     }
   }
 #pragma unroll
@@ -46,7 +52,7 @@ static __global__ void RmsNormKernel(RmsNormParams params) {
   float* out = params.out + token * params.out_stride;
 
   float sum[1];
-  NormPartialSums<1, 1>(sum, params.channels, [&](int, int64_t c) {
+  NormPartialSums<1, 4>(sum, params.channels, [&](int, int64_t c) {
     float value = x ? x[c] : 0.0f;
     if (residual) {
       value = x ? residual[c] + value : residual[c];
