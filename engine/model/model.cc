@@ -115,7 +115,7 @@ class LanguageModel final : public Model {
   int32_t max_batch_tokens() const override { return options_.max_batch_tokens; }
   int32_t max_logit_rows() const override { return options_.max_logit_rows; }
 
-  const float* Forward(const Batch& batch, std::byte* slots) override;
+  float* Forward(const Batch& batch, std::byte* slots) override;
 
  private:
   void CheckBatch(const Batch& batch) const;
@@ -261,7 +261,7 @@ bool LanguageModel::RunRecorded(const Batch& batch, std::byte* slots) {
   return true;
 }
 
-const float* LanguageModel::Forward(const Batch& batch, std::byte* slots) {
+float* LanguageModel::Forward(const Batch& batch, std::byte* slots) {
   CheckBatch(batch);
   if (!RunRecorded(batch, slots)) {
     activations_.inputs.Send(batch);

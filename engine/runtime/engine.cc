@@ -12,6 +12,7 @@
 #include "engine/runtime/request_check.h"
 #include "engine/runtime/sequence.h"
 #include "engine/runtime/state_pool.h"
+#include "engine/runtime/token_sampler.h"
 #include "engine/text/tokenizer.h"
 
 namespace vivarium::engine {
@@ -20,18 +21,19 @@ namespace {
 class ThreadedEngine final : public Engine {
  public:
   ThreadedEngine(Model* model, const Tokenizer* tokenizer, ModelIdentity identity,
-                 const EngineOptions& options, std::unique_ptr<StatePool> pool, int64_t num_ids,
-                 std::vector<int32_t> eos_ids, EngineEvents* events)
+                 const EngineOptions& options, std::unique_ptr<StatePool> pool,
+                 std::unique_ptr<TokenSampler> sampler, std::vector<int32_t> eos_ids,
+                 EngineEvents* events)
       : tokenizer_(tokenizer),
         events_(events),
         backend_(model->backend()),
         identity_(std::move(identity)),
         options_(options),
         layout_(model->state_layout()),
-        num_ids_(num_ids),
+        num_ids_(sampler->num_ids()),
         eos_ids_(std::move(eos_ids)),
         mailbox_(options.max_queued_streams),
-        loop_(model, identity_, std::move(pool), options, num_ids) {
+        loop_(model, identity_, std::move(pool), std::move(sampler), options) {
     mailbox_.Publish(loop_.stats());
     thread_ = std::thread([this] { Run(); });
   }
@@ -165,8 +167,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model* model, const Token
   const int32_t num_slots = options.max_slots + SpareSlots(*model->backend(), options.max_slots);
   auto pool = StatePool::Create(model->backend(), model->state_layout().slot_bytes, num_slots);
   if (!pool.ok()) return pool.status();
+  auto sampler = TokenSampler::Create(model->backend(), num_ids, model->config().padded_vocab_size,
+                                      model->max_logit_rows());
+  if (!sampler.ok()) return sampler.status();
   return std::make_unique<ThreadedEngine>(model, tokenizer, std::move(identity), options,
-                                          *std::move(pool), num_ids,
+                                          *std::move(pool), *std::move(sampler),
                                           UsableEosIds(*model, tokenizer, num_ids), events);
 }
 

@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "engine/runtime/logprobs.h"
 
 namespace vivarium::engine {
 namespace {
@@ -29,15 +28,14 @@ int32_t SpareSlots(const kernels::Backend& backend, int32_t max_slots) {
 }
 
 EngineLoop::EngineLoop(Model* model, ModelIdentity identity, std::unique_ptr<StatePool> pool,
-                       const EngineOptions& options, int64_t num_ids)
+                       std::unique_ptr<TokenSampler> sampler, const EngineOptions& options)
     : model_(model),
       identity_(std::move(identity)),
       pool_(std::move(pool)),
       transfers_(model->backend(), pool_.get()),
       options_(options),
       scheduler_(LimitsOf(options, *model)),
-      sampler_(num_ids),
-      logits_row_(model->config().padded_vocab_size) {
+      sampler_(std::move(sampler)) {
   stats_.max_slots = pool_->num_slots();
   stats_.slot_bytes = pool_->slot_bytes();
   stats_.pool_bytes = pool_->pool_bytes();
@@ -77,12 +75,11 @@ void EngineLoop::Step() {
   JoinLoaded();
   HoldLoading(&plan);
   if (plan.runs.empty()) transfers_.WaitForOldest();
-  const float* logits = Forward(plan.runs);
+  Sample(plan.runs, Forward(plan.runs));
   if (IsFaulty()) return;
   int64_t row = 0;
   for (const PlannedRun& run : plan.runs) {
-    row += Accept(*sequences_.at(run.id), run.num_tokens,
-                  logits + row * model_->config().padded_vocab_size);
+    row += Accept(*sequences_.at(run.id), run.num_tokens, row);
   }
 }
 
@@ -196,7 +193,7 @@ int32_t EngineLoop::NumLogitRows(const Sequence& sequence, int32_t num_tokens) c
   return sequence.request().max_tokens > 0 && reaches_end ? 1 : 0;
 }
 
-const float* EngineLoop::Forward(const std::vector<PlannedRun>& runs) {
+float* EngineLoop::Forward(const std::vector<PlannedRun>& runs) {
   token_ids_.clear();
   segments_.clear();
   logit_rows_.clear();
@@ -223,7 +220,29 @@ const float* EngineLoop::Forward(const std::vector<PlannedRun>& runs) {
       {.token_ids = token_ids_, .segments = segments_, .logit_rows = logit_rows_}, pool_->slots());
 }
 
-int64_t EngineLoop::Accept(Sequence& sequence, int32_t num_tokens, const float* logits) {
+void EngineLoop::Sample(const std::vector<PlannedRun>& runs, float* logits) {
+  sampler_->Begin(logits);
+  for (const auto& [id, num_tokens] : runs) {
+    const Sequence& sequence = *sequences_.at(id);
+    const EngineRequest& request = sequence.request();
+    const uint64_t end = sequence.position() + num_tokens;
+    if (num_tokens == 0 || NumLogitRows(sequence, num_tokens) == 0) continue;
+    if (request.score) {
+      for (uint64_t scored = sequence.position() + 1; scored <= end; ++scored) {
+        sampler_->AddScore(sequence.TokenAt(scored).id, scored);
+      }
+    } else {
+      sampler_->AddSample({.params = request.sampling,
+                           .recent = sequence.RecentUpTo(end - 1),
+                           .banned_ids = sequence.banned_ids(),
+                           .position = end,
+                           .num_top_logprobs = request.num_top_logprobs});
+    }
+  }
+  sampler_->Run();
+}
+
+int64_t EngineLoop::Accept(Sequence& sequence, int32_t num_tokens, int64_t row) {
   if (sequence.is_complete()) {  // had nothing to consume
     FinishSequence(sequence, {.reason = FinishReason::kLength});
     return 0;
@@ -231,11 +250,11 @@ int64_t EngineLoop::Accept(Sequence& sequence, int32_t num_tokens, const float* 
   const int32_t num_logit_rows = NumLogitRows(sequence, num_tokens);
   (sequence.in_prefill() ? stats_.prefill_tokens : stats_.decode_tokens) += num_tokens;
   absl::Status status;
-  if (sequence.request().score) status = AcceptScores(sequence, num_tokens, logits);
+  if (sequence.request().score) status = AcceptScores(sequence, num_tokens, row);
   sequence.Consume(num_tokens);
   std::optional<Ending> ending;
   if (status.ok() && sequence.needs_sample()) {
-    auto sampled = AcceptSample(sequence, logits);
+    auto sampled = AcceptSample(sequence, row);
     if (sampled.ok()) {
       ending = *std::move(sampled);
     } else {
@@ -256,47 +275,28 @@ int64_t EngineLoop::Accept(Sequence& sequence, int32_t num_tokens, const float* 
   return num_logit_rows;
 }
 
-absl::Status EngineLoop::AcceptScores(Sequence& sequence, int32_t num_tokens, const float* logits) {
-  for (int32_t i = 0; i < num_tokens; ++i) {
-    const uint64_t scored_index = sequence.position() + i + 1;
-    const auto row = ReadLogits(logits + i * model_->config().padded_vocab_size);
-    const auto softmax = LogSoftmax::Create(row, scored_index);
-    if (!softmax.ok()) return softmax.status();
-    const int32_t token_id = sequence.TokenAt(scored_index).id;
-    sequence.scores.push_back({token_id, (*softmax)(token_id)});
+absl::Status EngineLoop::AcceptScores(Sequence& sequence, int32_t num_tokens, int64_t row) {
+  for (const int64_t end = row + num_tokens; row < end; ++row) {
+    const auto token_id = sampler_->Token(row);
+    if (!token_id.ok()) return token_id.status();
+    sequence.scores.push_back({*token_id, sampler_->Logprob(row)});
   }
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::optional<Ending>> EngineLoop::AcceptSample(Sequence& sequence,
-                                                               const float* logits) {
-  const EngineRequest& request = sequence.request();
-  const auto row = ReadLogits(logits);
-  const uint64_t position = sequence.position();
-  const auto token_id = sampler_.Sample({.logits = row,
-                                         .params = request.sampling,
-                                         .recent = sequence.RecentUpTo(position - 1),
-                                         .banned_ids = sequence.banned_ids(),
-                                         .position = position});
+absl::StatusOr<std::optional<Ending>> EngineLoop::AcceptSample(Sequence& sequence, int64_t row) {
+  const auto token_id = sampler_->Token(row);
   if (!token_id.ok()) return token_id.status();
   TokenEvent event;
-  if (request.num_top_logprobs >= 0) {
-    const auto softmax = LogSoftmax::Create(row, position);
-    if (!softmax.ok()) return softmax.status();
-    event.logprob = TokenLogprob{*token_id, (*softmax)(*token_id)};
-    event.top_logprobs = softmax->Top(request.num_top_logprobs);
+  if (sequence.request().num_top_logprobs >= 0) {
+    event.logprob = TokenLogprob{*token_id, sampler_->Logprob(row)};
+    event.top_logprobs = sampler_->TopLogprobs(row);
   }
   if (sequence.output_tokens() == 0) sequence.first_sample_time = Sequence::Clock::now();
   std::optional<Ending> ending = sequence.Accept(*token_id, &event);
   ++stats_.output_tokens;
   sequence.sink().OnToken(std::move(event));
   return ending;
-}
-
-std::span<const float> EngineLoop::ReadLogits(const float* device_row) {
-  model_->backend()->CopyToHost(logits_row_.data(), device_row, logits_row_.size() * sizeof(float));
-  model_->backend()->Synchronize();
-  return std::span<const float>(logits_row_).first(sampler_.num_ids());
 }
 
 void EngineLoop::EmitSnapshot(Sequence& sequence) {

@@ -9,11 +9,11 @@
 #include "absl/time/time.h"
 #include "engine/model/model.h"
 #include "engine/runtime/engine.h"
-#include "engine/runtime/sampler.h"
 #include "engine/runtime/scheduler.h"
 #include "engine/runtime/sequence.h"
 #include "engine/runtime/state_pool.h"
 #include "engine/runtime/state_transfers.h"
+#include "engine/runtime/token_sampler.h"
 
 namespace vivarium::engine {
 
@@ -28,10 +28,10 @@ inline constexpr int32_t kMaxSpareSlots = 4;
 // handed out when its bytes are on the host.
 class EngineLoop {
  public:
-  // `num_ids`: usable token ids. `model` must outlive the loop.
-  // `pool` has options.max_slots slots, and SpareSlots more.
+  // `pool` has options.max_slots slots, and SpareSlots more; `sampler` has room for the model's
+  // max_logit_rows. `model` must outlive the loop.
   EngineLoop(Model* model, ModelIdentity identity, std::unique_ptr<StatePool> pool,
-             const EngineOptions& options, int64_t num_ids);
+             std::unique_ptr<TokenSampler> sampler, const EngineOptions& options);
   // Streams without their last event never get it: call FinishAll and DeliverFinished first.
   ~EngineLoop();
 
@@ -68,13 +68,14 @@ class EngineLoop {
   void SlotIn(Sequence& sequence);
   void Start(Sequence& sequence);
   // Gathers the batch and runs the model; null when no row is to run.
-  const float* Forward(const std::vector<PlannedRun>& runs);
-  // Takes in what the run gave; `logits` are its rows'. Returns the number of rows that it used.
-  int64_t Accept(Sequence& sequence, int32_t num_tokens, const float* logits);
-  absl::Status AcceptScores(Sequence& sequence, int32_t num_tokens, const float* logits);
-  absl::StatusOr<std::optional<Ending>> AcceptSample(Sequence& sequence, const float* logits);
+  float* Forward(const std::vector<PlannedRun>& runs);
+  // Samples and scores, for every row of logits, what its run wants it for.
+  void Sample(const std::vector<PlannedRun>& runs, float* logits);
+  // Takes in what the run gave; row `row` of the sampler's is its first. Returns how many are its.
+  int64_t Accept(Sequence& sequence, int32_t num_tokens, int64_t row);
+  absl::Status AcceptScores(Sequence& sequence, int32_t num_tokens, int64_t row);
+  absl::StatusOr<std::optional<Ending>> AcceptSample(Sequence& sequence, int64_t row);
   int32_t NumLogitRows(const Sequence& sequence, int32_t num_tokens) const;
-  std::span<const float> ReadLogits(const float* device_row);
   void EmitSnapshot(Sequence& sequence);
   void FinishSequence(Sequence& sequence, Ending ending, absl::Status status = absl::OkStatus());
   std::unique_ptr<StateSnapshot> TakeFinalState(Sequence& sequence);
@@ -85,7 +86,7 @@ class EngineLoop {
   StateTransfers transfers_;
   EngineOptions options_;
   Scheduler scheduler_;
-  Sampler sampler_;
+  std::unique_ptr<TokenSampler> sampler_;
   absl::flat_hash_map<StreamId, std::unique_ptr<Sequence>> sequences_;
   struct Finished {
     std::unique_ptr<Sequence> sequence;
@@ -100,7 +101,6 @@ class EngineLoop {
   std::vector<int32_t> token_ids_;
   std::vector<kernels::Segment> segments_;
   std::vector<int32_t> logit_rows_;
-  std::vector<float> logits_row_;  // [padded_vocab_size]
 };
 
 }  // namespace vivarium::engine

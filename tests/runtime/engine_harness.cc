@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "engine/runtime/sampler.h"
+#include "tests/kernels/reference_sampler.h"
 
 namespace vivarium::engine {
 
@@ -56,6 +56,31 @@ std::vector<int32_t> Expected::output_ids() const {
   return IdsOf(std::span<const TranscriptToken>(thread).subspan(num_given));
 }
 
+// The token after `thread` by the plain sampler.
+int32_t ReferenceToken(kernels::ReferenceSampler* sampler, std::span<const float> logits,
+                       const SamplingParams& params, std::span<const TranscriptToken> thread,
+                       std::span<const int32_t> banned_ids) {
+  kernels::SampleRow row{};
+  row.seed = params.seed;
+  row.position = thread.size();
+  row.temperature = params.temperature;
+  row.top_k = params.top_k;
+  row.top_p = params.top_p;
+  row.min_p = params.min_p;
+  row.repetition_penalty = params.repetition_penalty;
+  row.presence_penalty = params.presence_penalty;
+  row.frequency_penalty = params.frequency_penalty;
+  std::vector<kernels::RecentToken> recent;
+  for (const TranscriptToken& token :
+       thread.last(std::min<size_t>(thread.size(), kRecentTokenWindow))) {
+    recent.push_back({token.id, token.is_output});
+  }
+  const kernels::SampledToken token =
+      sampler->Sample({logits, row, params.logit_bias, recent, banned_ids});
+  EXPECT_EQ(token.status, kernels::SampleStatus::kOk);
+  return token.token_id;
+}
+
 Expected Predict(const testing::FakeModel& model, const Thread& source_thread,
                  const EngineRequest& request) {
   Expected expected;
@@ -70,22 +95,17 @@ Expected Predict(const testing::FakeModel& model, const Thread& source_thread,
     for (const int32_t id : model.config().eos_token_ids) stop_ids.push_back(id);
   }
   const int64_t num_ids = model.config().vocab_size;
-  Sampler sampler(num_ids);
+  kernels::ReferenceSampler sampler(num_ids);
   for (uint32_t i = 0; i < request.max_tokens; ++i) {
     const std::vector<float> logits = model.LogitsAfter(IdsOf(expected.thread));
-    const size_t window = std::min<size_t>(expected.thread.size(), kRecentTokenWindow);
-    const auto id =
-        sampler.Sample({.logits = std::span<const float>(logits).first(num_ids),
-                        .params = request.sampling,
-                        .recent = std::span<const TranscriptToken>(expected.thread).last(window),
-                        .banned_ids = i < request.min_tokens ? std::span<const int32_t>(stop_ids)
-                                                             : std::span<const int32_t>(),
-                        .position = expected.thread.size()});
-    EXPECT_TRUE(id.ok()) << id.status();
-    expected.thread.push_back({*id, true});
-    if (std::find(stop_ids.begin(), stop_ids.end(), *id) != stop_ids.end()) {
+    const std::span<const int32_t> banned_ids =
+        i < request.min_tokens ? std::span<const int32_t>(stop_ids) : std::span<const int32_t>();
+    const int32_t id = ReferenceToken(&sampler, std::span(logits).first(num_ids), request.sampling,
+                                      expected.thread, banned_ids);
+    expected.thread.push_back({id, true});
+    if (std::find(stop_ids.begin(), stop_ids.end(), id) != stop_ids.end()) {
       expected.reason = FinishReason::kStop;
-      expected.stop_token_id = *id;
+      expected.stop_token_id = id;
       break;
     }
   }

@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "engine/runtime/logprobs.h"
+#include "tests/kernels/reference_sampler.h"
 #include "tests/runtime/engine_fixture.h"
 
 namespace vivarium::engine {
@@ -164,7 +164,7 @@ TEST(EngineInvariants, ScoresAreTheModelsWhateverTheChunks) {
   for (size_t i = 1; i < ids.size(); ++i) {
     const auto logits =
         reference.model.LogitsAfter(std::vector<int32_t>(ids.begin(), ids.begin() + i));
-    exact.push_back((*LogSoftmax::Create(std::span(logits).first(61), i))(ids[i]));
+    exact.push_back(kernels::ReferenceLogSoftmax(std::span(logits).first(61))(ids[i]));
   }
   const auto logprobs = [](const Recorded& record) {
     std::vector<float> values;
@@ -198,7 +198,7 @@ TEST(EngineInvariants, LogprobsAreOfTheRawLogits) {
   request.num_top_logprobs = kMaxTopLogprobs;
   const auto record = test.Run(std::move(request));
   const auto logits = test.model.LogitsAfter({5, 6});
-  const auto softmax = *LogSoftmax::Create(std::span(logits).first(61), 2);
+  const kernels::ReferenceLogSoftmax softmax{std::span(logits).first(61)};
   const TokenEvent& event = record->tokens[0];
   EXPECT_EQ(event.logprob->token_id, event.token_id);
   EXPECT_EQ(event.logprob->logprob, softmax(event.token_id));

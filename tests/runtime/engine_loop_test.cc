@@ -55,8 +55,12 @@ class Schedule {
     model_ = std::make_unique<FakeModel>(backend_.get(), model_options);
     auto pool = StatePool::Create(backend_.get(), model_->state_layout().slot_bytes, num_slots_);
     EXPECT_TRUE(pool.ok());
-    loop_ = std::make_unique<EngineLoop>(model_.get(), FakeIdentity(), *std::move(pool), options_,
-                                         model_->config().vocab_size);
+    auto sampler =
+        TokenSampler::Create(backend_.get(), model_->config().vocab_size,
+                             model_->config().padded_vocab_size, model_->max_logit_rows());
+    EXPECT_TRUE(sampler.ok());
+    loop_ = std::make_unique<EngineLoop>(model_.get(), FakeIdentity(), *std::move(pool),
+                                         *std::move(sampler), options_);
   }
 
   void Run() {
@@ -190,7 +194,7 @@ class Schedule {
     EXPECT_EQ(stats.consumed_tokens, consumed) << "no token is computed twice";
     EXPECT_EQ(stats.consumed_tokens, static_cast<uint64_t>(model_->num_rows));
     EXPECT_EQ(stats.prefill_tokens + stats.decode_tokens, stats.consumed_tokens);
-    EXPECT_EQ(backend_->num_allocations, 1) << "device memory is allocated at start-up only";
+    EXPECT_EQ(backend_->num_allocations, 2) << "device memory is allocated at start-up only";
   }
 
   std::mt19937_64 random_;

@@ -104,7 +104,7 @@ void FakeModel::FillLogits(const Thread& thread, float* logits) const {
   std::memcpy(logits, row.data(), row.size() * sizeof(float));
 }
 
-const float* FakeModel::Forward(const engine::Batch& batch, std::byte* slots) {
+float* FakeModel::Forward(const engine::Batch& batch, std::byte* slots) {
   if (on_forward) on_forward(batch);
   CheckBatch(batch);
   ++num_forwards;

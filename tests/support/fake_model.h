@@ -40,7 +40,7 @@ class FakeModel : public engine::Model {
   uint64_t activation_bytes() const override { return 0; }
   int32_t max_batch_tokens() const override { return options_.max_batch_tokens; }
   int32_t max_logit_rows() const override { return options_.max_logit_rows; }
-  const float* Forward(const engine::Batch& batch, std::byte* slots) override;
+  float* Forward(const engine::Batch& batch, std::byte* slots) override;
 
   // The slot's bytes after `tokens`, from the zero state.
   std::vector<std::byte> StateAfter(const std::vector<int32_t>& tokens) const;
