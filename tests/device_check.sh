@@ -103,11 +103,10 @@ bench() {
 }
 
 if [ "$only" != bench ]; then
-  few=() resume=() rounds=20
+  few=() resume=()
   if [ $short = 1 ]; then
     few=(--gtest_filter='-*RowDoesNotDependOn*:*ChunkingInPlace*:*ManyRows*')
     resume=(--gtest_filter='*threads2_slots8_neighbours16_chunk7:Forks*:NoRecomputation*')
-    rounds=2
   fi
   printf '\n%s, tests%s\n' "$device" "$([ $deterministic = 1 ] && echo ', --deterministic')"
   check "ops against double precision" kernels_test "${few[@]}"
@@ -119,7 +118,7 @@ if [ "$only" != bench ]; then
   check "server in one process" server_test
   check "3: kill -9, restart, resume" exact_resume_test "${resume[@]}"
   check "6: a thread moves between servers" device_change_test
-  VIVARIUM_KILL_ROUNDS=$rounds check "9: acknowledged states survive kill -9" kill_test
+  check "9: acknowledged states survive kill -9" kill_test
 fi
 
 if [ "$only" != tests ]; then
