@@ -85,11 +85,11 @@ TEST(KernelFaults, RmsNorm) {
       {});
 }
 
-std::vector<float> RunLinear(Backend* backend, int64_t num_tokens) {
+std::vector<float> RunLinear(Backend* backend, int64_t num_tokens, DType weights) {
   constexpr int64_t kRows = 20, kCols = 330;
   const std::vector<float> w = RandomVector(kRows * kCols, 2);
   const std::vector<float> x = RandomVector(num_tokens * kCols, 3);
-  const auto packed = backend->Pack(w.data(), DType::kF32, kRows, kCols, DType::kBF16);
+  const auto packed = backend->Pack(w.data(), DType::kF32, kRows, kCols, weights);
   std::vector<float> out(num_tokens * kRows, NAN);
   LinearParams params{};
   params.x = x.data();
@@ -104,13 +104,69 @@ std::vector<float> RunLinear(Backend* backend, int64_t num_tokens) {
 
 TEST(KernelFaults, LinearForFewTokens) {
   const auto backend = MakeBackend();
-  ExpectEveryFaultShows([&] { return RunLinear(backend.get(), 5); }, {});
+  ExpectEveryFaultShows([&] { return RunLinear(backend.get(), 5, DType::kBF16); }, {});
 }
 
 TEST(KernelFaults, LinearForManyTokens) {
   const auto backend = MakeBackend();
   // Before the first stage, nobody has read anything yet.
-  ExpectEveryFaultShows([&] { return RunLinear(backend.get(), 70); }, {0});
+  ExpectEveryFaultShows([&] { return RunLinear(backend.get(), 70, DType::kBF16); }, {0});
+}
+
+TEST(KernelFaults, LinearWithF32Weights) {
+  const auto backend = MakeBackend();
+  ExpectEveryFaultShows([&] { return RunLinear(backend.get(), 5, DType::kF32); }, {});
+}
+
+// Copies have no barriers, but a block that must run.
+TEST(KernelFaults, EmbeddingGatherAndGatherRows) {
+  const auto backend = MakeBackend();
+  constexpr int64_t kRows = 37, kChannels = 130;
+  const std::vector<float> table = RandomVector(kRows * kChannels, 21);
+  std::vector<int32_t> ids;
+  for (int32_t i = 0; i < kRows; ++i) ids.push_back((i * 11 + 5) % kRows);
+  ExpectEveryFaultShows(
+      [&] {
+        std::vector<float> out(table.size(), NAN);
+        backend->EmbeddingGather(
+            {table.data(), DType::kF32, kRows, ids.data(), out.data(), kRows, kChannels});
+        return out;
+      },
+      {});
+  ExpectEveryFaultShows(
+      [&] {
+        std::vector<float> out(table.size(), NAN);
+        backend->GatherRows({table.data(), ids.data(), out.data(), kRows, kChannels});
+        return out;
+      },
+      {});
+}
+
+TEST(KernelFaults, CausalConv1d) {
+  const auto backend = MakeBackend();
+  constexpr int64_t kTokens = 30, kChannels = 300, kWidth = 4;
+  const std::vector<float> x = RandomVector(kTokens * kChannels, 22);
+  const std::vector<float> weight = RandomVector(kWidth * kChannels, 23);
+  const std::vector<float> states = RandomVector(2 * (kWidth - 1) * kChannels, 24);
+  const std::vector<Segment> segments = {{0, 17, 0, 0}, {17, 13, kPadSlot, 1}};
+  ExpectEveryFaultShows(
+      [&] {
+        std::vector<float> result(x.size(), NAN);
+        result.insert(result.end(), states.begin(), states.end());
+        CausalConv1dParams params{};
+        params.x = x.data();
+        params.weight = weight.data();
+        params.states = result.data() + x.size();
+        params.slot_stride = (kWidth - 1) * kChannels;
+        params.out = result.data();
+        params.x_stride = params.out_stride = params.channels = kChannels;
+        params.segments = segments.data();
+        params.num_segments = 2;
+        params.width = kWidth;
+        backend->CausalConv1d(params);
+        return result;
+      },
+      {});
 }
 
 TEST(KernelFaults, SelectiveScan) {
