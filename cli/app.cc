@@ -36,7 +36,7 @@ constexpr char kFooter[] =
     "\n"
     "Exit codes: 0 done; 1 the server answered with an error; 2 wrong flags or config file;\n"
     "3 cannot connect; 4 trouble with a file, model, store or port on this machine;\n"
-    "130 interrupted.";
+    "5 the device failed while serving; 130 interrupted.";
 
 // A command group without work of its own, such as `states`.
 struct Group {

@@ -15,10 +15,13 @@
 namespace vivarium::cli {
 namespace {
 
+constexpr int kExitDeviceFault = 5;  // of this command alone: start the server again
+
 constexpr char kFooter[] =
     "Prints 'listening on HOST:PORT' when calls are answered. SIGTERM or Ctrl-C: no new work;\n"
     "running streams finish, or after --drain-seconds are saved and told their state's id; exit "
-    "0.\n"
+    "0. When the device fails, every stream ends and the exit code is 5: start again, every saved\n"
+    "state is there.\n"
     "\n"
     "Settings come from flags, then --config FILE (TOML, the same names), then defaults.\n"
     "\n"
@@ -52,7 +55,8 @@ class ServeCommand : public Command {
         },
         kExitInterrupted);
     (*server)->WaitUntilDrained();
-    return kExitOk;
+    const absl::Status fault = (*server)->fault();
+    return fault.ok() ? kExitOk : Fail(kExitDeviceFault, std::string(fault.message()));
   }
 
  private:

@@ -48,7 +48,8 @@ void ServeFlags::Declare(CLI::App* app) {
   add.Text("--metrics-listen", o.metrics_listen, "Prometheus address; '' = none", "HOST:PORT");
   add.Flag("--insecure", o.insecure, "Allow addresses that other machines can reach");
   add.Group("Computing");
-  add.Text("--device", o.device, "Where to compute", "DEVICE");
+  o.device = "auto";
+  add.Text("--device", o.device, "cuda, cuda:N, cpu, or auto: a GPU where there is one", "DEVICE");
   add.Text("--weights", o.weights, "How weights are held: auto, bf16 or f32", "FORMAT");
   add.Text("--isa", o.isa, "CPU instructions: portable, avx2, avx512; default: the best", "ISA");
   add.Number("--threads", o.threads, "CPU threads; 0 = one per core");

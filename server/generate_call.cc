@@ -195,7 +195,13 @@ void GenerateCall::Complete(engine::FinishInfo info) {
     parts_->metrics->ObserveTokenTime(info.decode_time /
                                       static_cast<double>(info.output_tokens - 1));
   }
-  if (status.ok() && reason == FinishReason::kError) status = info.status;
+  if (status.ok() && reason == FinishReason::kError) {
+    status = info.status;
+    if (absl::IsUnavailable(status)) {  // a fault of the device: this is where to go on
+      status = WithReason(std::move(status), "DEVICE_FAULT",
+                          {{"last_state_id", saver_->last_state_id()}});
+    }
+  }
   if (status.ok()) {
     auto end = saver_->Finish(std::move(info), [&](const std::string& state_id) {
       v1::Finished recorded = finished;

@@ -58,7 +58,7 @@ engine::EngineOptions MakeEngineOptions(const ServerOptions& options) {
   return out;
 }
 
-class RunningServer final : public Server {
+class RunningServer final : public Server, private engine::EngineEvents {
  public:
   explicit RunningServer(const ServerOptions& options)
       : log_(MakeLog(options.log_level)),
@@ -79,8 +79,15 @@ class RunningServer final : public Server {
   std::string metrics_address() const override { return metrics_address_; }
   void Drain(absl::Time deadline) override ABSL_LOCKS_EXCLUDED(mutex_);
   void WaitUntilDrained() override ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status fault() override ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    return fault_;
+  }
 
  private:
+  // From the engine.
+  void OnFault(const absl::Status& status) override ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status MakeBackend();
   absl::Status LoadModel();
   absl::Status LoadText();
   absl::Status StartEngine();
@@ -114,6 +121,7 @@ class RunningServer final : public Server {
   bool is_stopping_ ABSL_GUARDED_BY(mutex_) = false;
   bool drain_began_ ABSL_GUARDED_BY(mutex_) = false;
   bool is_drained_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status fault_ ABSL_GUARDED_BY(mutex_);
   std::thread drain_thread_ ABSL_GUARDED_BY(mutex_);
   std::thread sweep_thread_;
 };
@@ -130,6 +138,21 @@ absl::Status RunningServer::Start() {
   return absl::OkStatus();
 }
 
+// "auto": a GPU where there is one, else the CPU, with a line that says why.
+absl::Status RunningServer::MakeBackend() {
+  const ServerOptions& options = parts_.options;
+  const kernels::BackendOptions backend_options = {.num_threads = options.threads,
+                                                   .isa = options.isa};
+  const bool is_auto = options.device == "auto";
+  std::string error;
+  backend_ = kernels::Backend::Create(is_auto ? "cuda:0" : options.device, backend_options, &error);
+  if (backend_ == nullptr && is_auto) {
+    log_->info("event=device_chosen device=cpu reason=\"{}\"", error);
+    backend_ = kernels::Backend::Create("cpu", backend_options, &error);
+  }
+  return backend_ == nullptr ? absl::InvalidArgumentError(error) : absl::OkStatus();
+}
+
 absl::Status RunningServer::LoadModel() {
   const ServerOptions& options = parts_.options;
   auto checkpoint = engine::Checkpoint::Open(options.model_dir);
@@ -138,10 +161,7 @@ absl::Status RunningServer::LoadModel() {
   if (!config.ok()) return config.status();
   auto defaults = engine::LoadGenerationDefaults(options.model_dir);
   if (!defaults.ok()) return defaults.status();
-  std::string error;
-  backend_ = kernels::Backend::Create(options.device,
-                                      {.num_threads = options.threads, .isa = options.isa}, &error);
-  if (backend_ == nullptr) return absl::InvalidArgumentError(error);
+  if (absl::Status status = MakeBackend(); !status.ok()) return status;
   engine::ModelOptions model_options;
   model_options.weights = ParseWeights(options.weights);
   model_options.max_batch_tokens = options.max_num_batched_tokens;
@@ -227,7 +247,7 @@ absl::Status RunningServer::OpenStore() {
 
 absl::Status RunningServer::StartEngine() {
   auto engine = engine::Engine::Create(model_.get(), tokenizer_.get(), parts_.model.identity,
-                                       MakeEngineOptions(parts_.options));
+                                       MakeEngineOptions(parts_.options), this);
   if (!engine.ok()) return engine.status();
   engine_ = *std::move(engine);
   metrics_.SetEngine(engine_.get());
@@ -281,6 +301,17 @@ void RunningServer::RunDrain(absl::Time deadline) {
   log_->info("event=drained");
   absl::MutexLock lock(&mutex_);
   is_drained_ = true;
+}
+
+// Every stream has ended already: what is left is to say so and to close.
+void RunningServer::OnFault(const absl::Status& status) {
+  log_->error("event=device_fault message=\"{}\"", std::string(status.message()));
+  {
+    absl::MutexLock lock(&mutex_);
+    fault_ = status;
+  }
+  parts_.is_draining = true;
+  Drain(absl::Now());
 }
 
 // Streams that have ended but whose clients have not read the end.

@@ -35,6 +35,9 @@ class StreamSaver {
   absl::StatusOr<statestore::StateManifest> Save(std::unique_ptr<engine::StateSnapshot> snapshot,
                                                  bool is_prompt_end);
 
+  // The last state of the chain that is durable: a snapshot, else the source; "" = none.
+  const std::string& last_state_id() const { return last_id_; }
+
   struct End {
     std::optional<statestore::StateManifest> state;  // that counts as the end's; stored
     std::string session_etag;                        // after the move; "" = no session

@@ -316,6 +316,33 @@ TEST_F(GenerateTest, AnEngineErrorLeavesTheHead) {
   EXPECT_EQ(HeadOf("s"), first.finished.state().id());
 }
 
+TEST_F(GenerateTest, AFaultOfTheDeviceSaysWhereToGoOn) {
+  v1::GenerateRequest request = Request(40);
+  request.mutable_save()->set_every_tokens(16);
+  engine_->AllowTokens(20);
+  std::thread breaker([&] {
+    engine_->AwaitOutputTokens(20);
+    engine_->FailStreams(absl::UnavailableError("the device failed (memory)"));
+  });
+  const Answer answer = Generate(request);
+  breaker.join();
+  EXPECT_EQ(answer.status.error_code(), StatusCode::UNAVAILABLE);
+  EXPECT_THAT(answer.status.error_message(), HasSubstr("the device failed (memory)"));
+  EXPECT_EQ(answer.error.reason(), "DEVICE_FAULT");
+  ASSERT_THAT(answer.saved, SizeIs(1));
+  EXPECT_EQ(answer.error.metadata().at("last_state_id"), answer.saved[0].id());
+  // A stream that has saved nothing: the state that it came from.
+  v1::GenerateRequest resume = Request(40);
+  resume.set_state_id(answer.saved[0].id());
+  std::thread again([&] {
+    engine_->AwaitLiveStreams(1);
+    engine_->FailStreams(absl::UnavailableError("the device failed (memory)"));
+  });
+  const Answer second = Generate(resume);
+  again.join();
+  EXPECT_EQ(second.error.metadata().at("last_state_id"), answer.saved[0].id());
+}
+
 TEST_F(GenerateTest, ExpiredStatesAreNotFound) {
   v1::GenerateRequest request = Request(4);
   request.mutable_save()->set_at_end(true);
