@@ -263,6 +263,7 @@ bool LanguageModel::RunRecorded(const Batch& batch, std::byte* slots) {
 
 float* LanguageModel::Forward(const Batch& batch, std::byte* slots) {
   CheckBatch(batch);
+  backend_->Synchronize();  // the last step has read its inputs, which are about to be overwritten
   if (!RunRecorded(batch, slots)) {
     activations_.inputs.Send(batch);
     Run({.num_tokens = static_cast<int64_t>(batch.token_ids.size()),
@@ -271,7 +272,6 @@ float* LanguageModel::Forward(const Batch& batch, std::byte* slots) {
          .is_decode = IsDecode(batch)},
         slots);
   }
-  backend_->Synchronize();
   return activations_.logits.f32();
 }
 

@@ -67,8 +67,8 @@ class Model {
 
   // Runs one step. `slots` is device memory: slot s of the pool begins at
   // slots + s * state_layout().slot_bytes. Row i of the result is batch.logit_rows[i]'s logits,
-  // f32 [logit_rows.size(), padded_vocab_size], in device memory owned by the model and valid (for
-  // the caller to change, too) until the next call.
+  // f32 [logit_rows.size(), padded_vocab_size], in device memory of the model, complete after
+  // Backend::Synchronize(), valid (for the caller to change, too) until the next call.
   virtual float* Forward(const Batch& batch, std::byte* slots) = 0;
 };
 
