@@ -118,6 +118,7 @@ absl::Status CheckOptions(const EngineOptions& options, const Model& model) {
   const int64_t slots = options.max_slots;
   for (const absl::Status& status : {
            CheckRange("max_slots", slots, 1, std::min<int64_t>(kMaxSlots, max_rows)),
+           CheckRange("snapshot_slots", options.snapshot_slots, 0, kMaxSnapshotSlots),
            CheckRange("max_live_streams", options.max_live_streams, slots, kMaxLiveStreams),
            CheckRange("max_queued_streams", options.max_queued_streams, 1, kMaxQueuedStreams),
            CheckRange("max_num_batched_tokens", options.max_num_batched_tokens, slots,
@@ -164,7 +165,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model* model, const Token
     return absl::InvalidArgumentError(
         absl::StrCat("model and tokenizer have ", num_ids, " token ids in common, expected some"));
   }
-  const int32_t num_slots = options.max_slots + SpareSlots(*model->backend(), options.max_slots);
+  const int32_t num_slots =
+      options.max_slots + options.snapshot_slots + SpareSlots(*model->backend(), options.max_slots);
   auto pool = StatePool::Create(model->backend(), model->state_layout().slot_bytes, num_slots);
   if (!pool.ok()) return pool.status();
   auto sampler = TokenSampler::Create(model->backend(), num_ids, model->config().padded_vocab_size,

@@ -116,7 +116,10 @@ class StreamSink {
 };
 
 struct EngineOptions {
-  int32_t max_slots = 8;           // device-resident states
+  int32_t max_slots = 8;  // device-resident states of streams
+  // More slots, of which a step takes one for each snapshot inside a prefill chunk, until it is
+  // copied out; when none is free, the chunk ends where the snapshot is due.
+  int32_t snapshot_slots = 2;
   int32_t max_live_streams = 256;  // running or swapped out; the host memory for swapped states is
                                    // (max_live_streams) * slot_bytes at most
   int32_t max_queued_streams = 1024;     // waiting; one more is RESOURCE_EXHAUSTED
@@ -133,6 +136,7 @@ struct EngineOptions {
 // What an EngineOptions may ask for at most; max_slots also at most the model's max_batch_tokens
 // and max_logit_rows, and at most max_live_streams and max_num_batched_tokens.
 inline constexpr int32_t kMaxSlots = 1 << 14;
+inline constexpr int32_t kMaxSnapshotSlots = 256;
 inline constexpr int32_t kMaxLiveStreams = 1 << 16;
 inline constexpr int32_t kMaxQueuedStreams = 1 << 20;
 inline constexpr int32_t kMaxChunkTokens = 1 << 20;   // prefill_*, time_slice_tokens
@@ -150,7 +154,7 @@ struct EngineStats {
   uint64_t finished_streams = 0, cancelled_streams = 0, rejected_streams = 0;
   int32_t queued_streams = 0;  // gauges from here
   int32_t live_streams = 0;
-  int32_t used_slots = 0;
+  int32_t used_slots = 0;  // of max_slots; those of snapshots are not counted
   int32_t max_slots = 0;
   uint64_t slot_bytes = 0, pool_bytes = 0, host_swap_bytes = 0;
 };

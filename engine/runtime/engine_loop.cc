@@ -36,7 +36,7 @@ EngineLoop::EngineLoop(Model* model, ModelIdentity identity, std::unique_ptr<Sta
       options_(options),
       scheduler_(LimitsOf(options, *model)),
       sampler_(std::move(sampler)) {
-  stats_.max_slots = pool_->num_slots();
+  stats_.max_slots = options_.max_slots;
   stats_.slot_bytes = pool_->slot_bytes();
   stats_.pool_bytes = pool_->pool_bytes();
 }
@@ -75,8 +75,12 @@ void EngineLoop::Step() {
   JoinLoaded();
   HoldLoading(&plan);
   if (plan.runs.empty()) transfers_.WaitForOldest();
-  Sample(plan.runs, Forward(plan.runs));
-  if (IsFaulty()) return;
+  float* const logits = Forward(&plan.runs);  // may shorten runs
+  Sample(plan.runs, logits);
+  if (IsFaulty()) {
+    for (const SnapshotSlot& snapshot : snapshots_) pool_->Release(snapshot.slot);
+    return;
+  }
   int64_t row = 0;
   for (const PlannedRun& run : plan.runs) {
     row += Accept(*sequences_.at(run.id), run.num_tokens, row);
@@ -193,21 +197,46 @@ int32_t EngineLoop::NumLogitRows(const Sequence& sequence, int32_t num_tokens) c
   return sequence.request().max_tokens > 0 && reaches_end ? 1 : 0;
 }
 
-float* EngineLoop::Forward(const std::vector<PlannedRun>& runs) {
+void EngineLoop::AddSegments(const Sequence& sequence, PlannedRun* run) {
+  const auto first_row = static_cast<int32_t>(token_ids_.size());
+  const uint64_t first = sequence.position();
+  const auto row_at = [&](uint64_t position) {
+    return first_row + static_cast<int32_t>(position - first);
+  };
+  uint64_t end = first + static_cast<uint64_t>(run->num_tokens);
+  uint64_t position = first;
+  int32_t read_slot = sequence.slot;
+  while (true) {
+    const uint64_t next = sequence.NextSnapshot(position, end);
+    if (next < end && pool_->num_free() == 0) end = next;
+    const int32_t write_slot = next < end ? pool_->Acquire() : sequence.slot;
+    segments_.push_back({.token_begin = row_at(position),
+                         .num_tokens = static_cast<int32_t>(next - position),
+                         .read_slot = read_slot,
+                         .write_slot = write_slot});
+    if (next == end) break;
+    snapshots_.push_back({.id = run->id, .position = next, .slot = write_slot});
+    read_slot = kernels::kPreviousSegment;
+    position = next;
+  }
+  run->num_tokens = static_cast<int32_t>(end - first);
+}
+
+float* EngineLoop::Forward(std::vector<PlannedRun>* runs) {
   token_ids_.clear();
   segments_.clear();
   logit_rows_.clear();
-  for (const auto& [id, num_tokens] : runs) {
-    if (num_tokens == 0) continue;
-    const Sequence& sequence = *sequences_.at(id);
+  snapshots_.clear();
+  num_snapshots_taken_ = 0;
+  for (PlannedRun& run : *runs) {
+    if (run.num_tokens == 0) continue;
+    const Sequence& sequence = *sequences_.at(run.id);
     const int32_t begin = static_cast<int32_t>(token_ids_.size());
+    AddSegments(sequence, &run);
+    const int32_t num_tokens = run.num_tokens;
     for (int32_t i = 0; i < num_tokens; ++i) {
       token_ids_.push_back(sequence.TokenAt(sequence.position() + i).id);
     }
-    segments_.push_back({.token_begin = begin,
-                         .num_tokens = num_tokens,
-                         .read_slot = sequence.slot,
-                         .write_slot = sequence.slot});
     const int32_t end = begin + num_tokens;
     for (int32_t row = end - NumLogitRows(sequence, num_tokens); row < end; ++row) {
       logit_rows_.push_back(row);
@@ -251,7 +280,9 @@ int64_t EngineLoop::Accept(Sequence& sequence, int32_t num_tokens, int64_t row) 
   (sequence.in_prefill() ? stats_.prefill_tokens : stats_.decode_tokens) += num_tokens;
   absl::Status status;
   if (sequence.request().score) status = AcceptScores(sequence, num_tokens, row);
-  sequence.Consume(num_tokens);
+  const uint64_t end = sequence.position() + static_cast<uint64_t>(num_tokens);
+  TakeSnapshots(sequence, /*emits=*/status.ok());
+  sequence.Consume(end - sequence.position());
   std::optional<Ending> ending;
   if (status.ok() && sequence.needs_sample()) {
     auto sampled = AcceptSample(sequence, row);
@@ -299,14 +330,37 @@ absl::StatusOr<std::optional<Ending>> EngineLoop::AcceptSample(Sequence& sequenc
   return ending;
 }
 
-void EngineLoop::EmitSnapshot(Sequence& sequence) {
+void EngineLoop::TakeSnapshots(Sequence& sequence, bool emits) {
+  for (; num_snapshots_taken_ < snapshots_.size(); ++num_snapshots_taken_) {
+    const SnapshotSlot& snapshot = snapshots_[num_snapshots_taken_];
+    if (snapshot.id != sequence.id()) return;
+    if (!emits) {
+      pool_->Release(snapshot.slot);
+      continue;
+    }
+    sequence.Consume(snapshot.position - sequence.position());
+    const auto state = DescribeSnapshot(sequence);
+    transfers_.SaveAndRelease(snapshot.slot, state->slot.data(), Emit(sequence, state));
+  }
+}
+
+std::shared_ptr<StateSnapshot> EngineLoop::DescribeSnapshot(Sequence& sequence) {
   // Shared with a callback, which must be copyable; handed on from there.
   auto state =
       std::make_shared<StateSnapshot>(sequence.Describe(identity_, model_->state_layout()));
   state->slot = StateBuffer(pool_->slot_bytes());
-  transfers_.Save(sequence.slot, state->slot.data(), Counted(sequence, [&sequence, state] {
-                    sequence.sink().OnSnapshot(std::make_unique<StateSnapshot>(std::move(*state)));
-                  }));
+  return state;
+}
+
+StateTransfers::Done EngineLoop::Emit(Sequence& sequence, std::shared_ptr<StateSnapshot> state) {
+  return Counted(sequence, [&sequence, state = std::move(state)] {
+    sequence.sink().OnSnapshot(std::make_unique<StateSnapshot>(std::move(*state)));
+  });
+}
+
+void EngineLoop::EmitSnapshot(Sequence& sequence) {
+  const auto state = DescribeSnapshot(sequence);
+  transfers_.Save(sequence.slot, state->slot.data(), Emit(sequence, state));
 }
 
 std::unique_ptr<StateSnapshot> EngineLoop::TakeFinalState(Sequence& sequence) {

@@ -67,8 +67,11 @@ class EngineLoop {
   void SwapOut(Sequence& sequence);
   void SlotIn(Sequence& sequence);
   void Start(Sequence& sequence);
-  // Gathers the batch and runs the model; null when no row is to run.
-  float* Forward(const std::vector<PlannedRun>& runs);
+  // Gathers the batch and runs the model; null when no row is to run. Ends a run early where a
+  // snapshot is due and no slot is free for it.
+  float* Forward(std::vector<PlannedRun>* runs);
+  // The run's segments: a chain, cut at the snapshots inside of it, each with a slot of its own.
+  void AddSegments(const Sequence& sequence, PlannedRun* run);
   // Samples and scores, for every row of logits, what its run wants it for.
   void Sample(const std::vector<PlannedRun>& runs, float* logits);
   // Takes in what the run gave; row `row` of the sampler's is its first. Returns how many are its.
@@ -77,6 +80,13 @@ class EngineLoop {
   absl::StatusOr<std::optional<Ending>> AcceptSample(Sequence& sequence, int64_t row);
   int32_t NumLogitRows(const Sequence& sequence, int32_t num_tokens) const;
   void EmitSnapshot(Sequence& sequence);
+  // The state at the sequence's position, but for its bytes, which have room; and what hands it out
+  // when they are there.
+  std::shared_ptr<StateSnapshot> DescribeSnapshot(Sequence& sequence);
+  StateTransfers::Done Emit(Sequence& sequence, std::shared_ptr<StateSnapshot> state);
+  // Goes on to the snapshots inside the sequence's run, hands them out (unless !emits), and frees
+  // their slots.
+  void TakeSnapshots(Sequence& sequence, bool emits);
   void FinishSequence(Sequence& sequence, Ending ending, absl::Status status = absl::OkStatus());
   std::unique_ptr<StateSnapshot> TakeFinalState(Sequence& sequence);
 
@@ -100,6 +110,13 @@ class EngineLoop {
   // Of the step under way; kept for their capacity.
   std::vector<int32_t> token_ids_;
   std::vector<kernels::Segment> segments_;
+  struct SnapshotSlot {
+    StreamId id;
+    uint64_t position;
+    int32_t slot;
+  };
+  std::vector<SnapshotSlot> snapshots_;  // inside runs, in their order
+  size_t num_snapshots_taken_ = 0;
   std::vector<int32_t> logit_rows_;
 };
 

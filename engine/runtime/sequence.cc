@@ -51,14 +51,7 @@ void Sequence::BuildThread(EngineRequest* request) {
 
 RunNeed Sequence::Need() const {
   if (!in_prefill()) return {.num_tokens = is_complete() ? 0 : 1, .is_decode = !is_complete()};
-  uint64_t num_tokens = prefill_end_ - position_;
-  if (request_.save.at_prompt_end && position_ < prompt_last_) {
-    num_tokens = std::min(num_tokens, prompt_last_ - position_);
-  }
-  if (const uint64_t every = request_.save.every_tokens; every > 0) {
-    num_tokens = std::min(num_tokens, every - position_ % every);
-  }
-  return {.num_tokens = static_cast<int64_t>(num_tokens),
+  return {.num_tokens = static_cast<int64_t>(prefill_end_ - position_),
           .is_decode = false,
           .logits_every_row = request_.score};
 }
@@ -97,6 +90,15 @@ bool Sequence::SnapshotDue() const {
   if (request_.save.at_prompt_end && position_ == prompt_last_) return true;
   const uint64_t every = request_.save.every_tokens;
   return every > 0 && position_ > source_position_ && position_ % every == 0;
+}
+
+uint64_t Sequence::NextSnapshot(uint64_t position, uint64_t end) const {
+  uint64_t next = end;
+  if (request_.save.at_prompt_end && position < prompt_last_) next = std::min(next, prompt_last_);
+  if (const uint64_t every = request_.save.every_tokens; every > 0) {
+    next = std::min(next, position + (every - position % every));
+  }
+  return next;
 }
 
 StateSnapshot Sequence::Describe(const ModelIdentity& identity, const StateLayout& layout) {

@@ -59,7 +59,7 @@ class Sequence {
   // Nothing more to consume nor to sample: a stream with max_tokens 0 at its end.
   bool is_complete() const { return request_.max_tokens == 0 && !in_prefill(); }
 
-  // What to run next: up to the end of the prompt, or to where a state must be taken.
+  // What to run next: up to the end of the prompt.
   RunNeed Need() const;
   // The token at an absolute index that is in memory.
   const TranscriptToken& TokenAt(uint64_t index) const { return thread_[index - first_index_]; }
@@ -78,6 +78,8 @@ class Sequence {
 
   // Whether a snapshot is due at this position; ask once at the start and once after each run.
   bool SnapshotDue() const;
+  // The first position after `position`, and before `end`, at which one is due; `end` when none is.
+  uint64_t NextSnapshot(uint64_t position, uint64_t end) const;
   // The state here and now but for its slot's bytes. Its transcript begins where the one before it
   // ended.
   StateSnapshot Describe(const ModelIdentity& identity, const StateLayout& layout);

@@ -25,7 +25,8 @@ class StatePool {
   StatePool(const StatePool&) = delete;
   StatePool& operator=(const StatePool&) = delete;
 
-  // A free slot, its contents undefined; aborts when there is none (num_free() says).
+  // A free slot; aborts when there is none (num_free() says). Its contents are some state's, with
+  // zeros between a layout's parts, as in all slots from Create on.
   int32_t Acquire();
   // Aborts unless `slot` is in use.
   void Release(int32_t slot);

@@ -166,6 +166,7 @@ TEST(EngineOptions, EachAtItsBoundsAndOnePast) {
   // With max_slots 8 and a model of 512 rows and 64 rows of logits.
   for (const OptionCase& c :
        {case_of("max_slots", &EngineOptions::max_slots, 1, 64),
+        case_of("snapshot_slots", &EngineOptions::snapshot_slots, 0, kMaxSnapshotSlots),
         case_of("max_live_streams", &EngineOptions::max_live_streams, 8, kMaxLiveStreams),
         case_of("max_queued_streams", &EngineOptions::max_queued_streams, 1, kMaxQueuedStreams),
         case_of("max_num_batched_tokens", &EngineOptions::max_num_batched_tokens, 8, 512),
@@ -194,11 +195,11 @@ TEST(EngineOptions, EachAtItsBoundsAndOnePast) {
 
 TEST(EngineOptions, SlotsThatDontFitMemoryAreRefusedWithTheArithmetic) {
   testing::FakeBackend backend;
-  backend.max_allocation_bytes = 7 * 256;
+  backend.max_allocation_bytes = 9 * 256;
   testing::FakeModel model(&backend, {.max_batch_tokens = 512});
   const auto status = Engine::Create(&model, nullptr, FakeIdentity(), {}).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("8 slots * 256 bytes"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("10 slots * 256 bytes"));
 }
 
 }  // namespace

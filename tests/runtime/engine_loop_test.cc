@@ -50,7 +50,7 @@ class Schedule {
     model_options.max_batch_tokens = options_.max_num_batched_tokens;
     model_options.max_logit_rows = options_.max_slots + Pick(0, 8);
     num_slots_ = options_.max_slots;
-    if (has_late_copies) num_slots_ += Pick(0, 3);
+    num_slots_ += Pick(0, 3);
     model_options.max_slots = num_slots_;
     model_ = std::make_unique<FakeModel>(backend_.get(), model_options);
     auto pool = StatePool::Create(backend_.get(), model_->state_layout().slot_bytes, num_slots_);

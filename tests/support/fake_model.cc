@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <map>
 #include <set>
 
 namespace vivarium::testing {
@@ -49,13 +50,25 @@ void FakeModel::CheckBatch(const engine::Batch& batch) const {
   }
   int32_t next_row = 0;
   std::set<int32_t> slots;
+  std::map<int32_t, size_t> readers;  // slot -> the chain that reads it
+  std::map<int32_t, size_t> writers;
+  size_t chain = 0;
   for (const kernels::Segment& segment : batch.segments) {
     Check(segment.token_begin == next_row && segment.num_tokens >= 1, "segments leave a gap");
     next_row += segment.num_tokens;
     Check(segment.write_slot >= 0 && segment.write_slot < options_.max_slots, "no such slot");
     Check(slots.insert(segment.write_slot).second, "a slot is written twice");
-    Check(segment.read_slot == segment.write_slot || segment.read_slot == kernels::kPadSlot,
-          "a segment reads another's slot");
+    if (segment.read_slot == kernels::kPreviousSegment) {
+      Check(segment.token_begin > 0, "the first segment goes on from none");
+    } else {
+      ++chain;
+      if (segment.read_slot != kernels::kPadSlot) readers[segment.read_slot] = chain;
+    }
+    writers[segment.write_slot] = chain;
+  }
+  for (const auto& [slot, reader] : readers) {
+    const auto writer = writers.find(slot);
+    Check(writer == writers.end() || writer->second == reader, "a slot is read and overwritten");
   }
   Check(next_row == static_cast<int32_t>(batch.token_ids.size()), "segments don't cover the rows");
   int32_t last = -1;
@@ -111,9 +124,10 @@ float* FakeModel::Forward(const engine::Batch& batch, std::byte* slots) {
   num_rows += static_cast<int64_t>(batch.token_ids.size());
   std::fill(logits_.begin(), logits_.end(), std::numeric_limits<float>::quiet_NaN());
   size_t next_logits = 0;
+  Thread thread;
   for (const kernels::Segment& segment : batch.segments) {
-    Thread thread;
-    if (segment.read_slot != kernels::kPadSlot) {
+    if (segment.read_slot == kernels::kPadSlot) thread = {};
+    if (segment.read_slot >= 0) {
       thread = Read(slots + segment.read_slot * options_.slot_bytes);
     }
     for (int32_t i = 0; i < segment.num_tokens; ++i) {
