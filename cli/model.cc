@@ -1,4 +1,6 @@
 // `vivarium model inspect`: what is in a model directory.
+#include "engine/model/model.h"
+
 #include <cstdint>
 #include <map>
 #include <string>
@@ -39,6 +41,11 @@ Json TensorsJson(const engine::Checkpoint& checkpoint) {
   return array;
 }
 
+// What a slot takes, and a stored state without compression.
+uint64_t StateBytes(const engine::ModelConfig& config, kernels::DType state_dtype) {
+  return engine::MakeStateLayout(config, state_dtype).slot_bytes;
+}
+
 // The model's facts by name, as both outputs show them.
 Json ModelJson(const std::string& dir, const engine::Checkpoint& checkpoint,
                const engine::ModelConfig& config) {
@@ -55,6 +62,9 @@ Json ModelJson(const std::string& dir, const engine::Checkpoint& checkpoint,
                  {"fingerprint", engine::ModelFingerprint(checkpoint, config)},
                  {"num_parameters", num_parameters},
                  {"parameters_by_dtype", dtypes},
+                 {"state_bytes",
+                  {{"f32", StateBytes(config, kernels::DType::kF32)},
+                   {"bf16", StateBytes(config, kernels::DType::kBF16)}}},
                  {"weight_bytes", file_bytes},
                  {"num_tensors", checkpoint.tensors().size()},
                  {"num_layers", config.layers.size()},

@@ -51,6 +51,8 @@ void ServeFlags::Declare(CLI::App* app) {
   o.device = "auto";
   add.Text("--device", o.device, "cuda, cuda:N, cpu, or auto: a GPU where there is one", "DEVICE");
   add.Text("--weights", o.weights, "How weights are held: auto, bf16 or f32", "FORMAT");
+  add.Text("--state-dtype", o.state_dtype,
+           "What SSM states are held in: f32, or bf16 (half the size)", "TYPE");
   add.Text("--isa", o.isa, "CPU instructions: portable, avx2, avx512; default: the best", "ISA");
   add.Number("--threads", o.threads, "CPU threads; 0 = one per core");
   add.Group("Scheduling");

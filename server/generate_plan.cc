@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/runtime/state_convert.h"
 #include "server/errors.h"
 #include "server/sampling.h"
 #include "server/validate.h"
@@ -46,6 +47,10 @@ absl::Status FindSource(const Parts& parts, const GenerateParams& params, Genera
                    params.state_id.empty() ? absl::StrCat("the head of session ", params.session)
                                            : absl::StrCat("state ", plan->source_state_id),
                    ": ", plan->request.source->position, " tokens are not computed again");
+  if (const auto& layout = plan->request.source->layout; layout != parts.model.layout) {
+    absl::StrAppend(&plan->reuse_explanation, "; its ", std::string(engine::StateDTypeName(layout)),
+                    " state goes on as ", std::string(engine::StateDTypeName(parts.model.layout)));
+  }
   plan->numerics_changed =
       plan->request.source->identity.numerics_id != parts.model.identity.numerics_id;
   return absl::OkStatus();

@@ -17,7 +17,8 @@ namespace {
 statestore::ImportOptions ImportLimits(const Parts& parts) {
   statestore::ImportOptions options;
   options.expected_layout = &parts.model.layout;
-  options.max_slot_bytes = parts.model.layout.slot_bytes;
+  // A state in f32 where the server holds bf16 is up to twice as large.
+  options.max_slot_bytes = 2 * parts.model.layout.slot_bytes;
   return options;
 }
 

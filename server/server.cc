@@ -164,6 +164,7 @@ absl::Status RunningServer::LoadModel() {
   if (absl::Status status = MakeBackend(); !status.ok()) return status;
   engine::ModelOptions model_options;
   model_options.weights = ParseWeights(options.weights);
+  if (options.state_dtype == "bf16") model_options.state_dtype = kernels::DType::kBF16;
   model_options.max_batch_tokens = options.max_num_batched_tokens;
   model_options.max_logit_rows = options.max_num_batched_tokens;
   auto model = engine::Model::Load(**checkpoint, *config, backend_.get(), model_options);

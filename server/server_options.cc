@@ -138,6 +138,7 @@ absl::Status ValidateServerOptions(const ServerOptions& options) {
     status = CheckAddress("metrics-listen", options.metrics_listen, options.insecure);
   }
   if (status.ok()) status = CheckChoice("weights", options.weights, {"auto", "bf16", "f32"});
+  if (status.ok()) status = CheckChoice("state-dtype", options.state_dtype, {"f32", "bf16"});
   if (status.ok()) {
     status = CheckChoice("log-level", options.log_level, {"debug", "info", "warn", "error", "off"});
   }

@@ -28,10 +28,11 @@ struct ServerOptions {
   // Directory below which Admin.Backup makes new directories. "" = backups are refused.
   std::string backups_dir;
 
-  std::string device = "cpu";    // kernels/backend.h
-  std::string weights = "auto";  // "auto", "bf16", "f32": engine/model/model.h
-  std::string isa;               // "" = the best this processor has: kernels/backend.h
-  int32_t threads = 0;           // CPU threads of the kernels; 0 = one per available core
+  std::string device = "cpu";       // kernels/backend.h
+  std::string weights = "auto";     // "auto", "bf16", "f32": engine/model/model.h
+  std::string state_dtype = "f32";  // "f32", "bf16": ModelOptions::state_dtype
+  std::string isa;                  // "" = the best this processor has: kernels/backend.h
+  int32_t threads = 0;              // CPU threads of the kernels; 0 = one per available core
 
   // The engine's sizes: engine/runtime/engine.h.
   int32_t max_slots = 8;

@@ -42,7 +42,8 @@ class StateExporter {
 };
 
 struct ImportOptions {
-  // A state of another layout is refused with FAILED_PRECONDITION, naming both sides, before memory
+  // A state of another layout, and not convertible to it (engine::AreConvertible), is refused with
+  // FAILED_PRECONDITION, naming both sides, before memory
   // is taken for its slot; null = any layout.
   const engine::StateLayout* expected_layout = nullptr;
   uint64_t max_slot_bytes = uint64_t{4} << 30;  // INVALID_ARGUMENT beyond

@@ -114,7 +114,8 @@ absl::Status StateImporter::CheckManifest() {
                      manifest.layout.slot_bytes, " bytes in chunks of ", stored_.chunks.chunk_bytes,
                      ", its header ", header_.slot_bytes, " in chunks of ", header_.chunk_bytes));
   }
-  if (options_.expected_layout != nullptr && manifest.layout != *options_.expected_layout) {
+  if (options_.expected_layout != nullptr && manifest.layout != *options_.expected_layout &&
+      !engine::AreConvertible(manifest.layout, *options_.expected_layout)) {
     return absl::FailedPreconditionError(
         absl::StrCat("exported state ", manifest.id, ": layout ", Describe(manifest.layout),
                      ", expected the model's, ", Describe(*options_.expected_layout)));

@@ -275,18 +275,6 @@ float* LanguageModel::Forward(const Batch& batch, std::byte* slots) {
   return activations_.logits.f32();
 }
 
-StateLayout MakeLayout(const ModelConfig& config, DType state_dtype) {
-  StateLayout layout;
-  for (size_t i = 0; i < config.layers.size(); ++i) {
-    switch (config.layers[i]) {
-      case LayerKind::kMamba:
-        AppendMambaState(config, static_cast<int64_t>(i), state_dtype, &layout);
-        break;
-    }
-  }
-  return layout;
-}
-
 DType ResolveMatrixDType(const Checkpoint& checkpoint, WeightFormat format) {
   if (format == WeightFormat::kF32) return DType::kF32;
   if (format == WeightFormat::kBF16) return DType::kBF16;
@@ -392,13 +380,25 @@ absl::Status CheckOptions(const ModelOptions& options) {
 
 }  // namespace
 
+StateLayout MakeStateLayout(const ModelConfig& config, DType state_dtype) {
+  StateLayout layout;
+  for (size_t i = 0; i < config.layers.size(); ++i) {
+    switch (config.layers[i]) {
+      case LayerKind::kMamba:
+        AppendMambaState(config, static_cast<int64_t>(i), state_dtype, &layout);
+        break;
+    }
+  }
+  return layout;
+}
+
 absl::StatusOr<std::unique_ptr<Model>> Model::Load(const Checkpoint& checkpoint,
                                                    const ModelConfig& config,
                                                    kernels::Backend* backend,
                                                    const ModelOptions& options) {
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
   const DType matrix_dtype = ResolveMatrixDType(checkpoint, options.weights);
-  StateLayout layout = MakeLayout(config, options.state_dtype);
+  StateLayout layout = MakeStateLayout(config, options.state_dtype);
   WeightReader reader(checkpoint, backend, matrix_dtype);
   absl::StatusOr<Weights> weights = LoadWeights(config, layout, backend, &reader);
   if (!weights.ok()) return weights.status();

@@ -38,6 +38,10 @@ struct ModelOptions {
   int32_t max_logit_rows = 512;  // logit_rows at most, 1 .. kMaxBatchRows; sizes the logits buffer
 };
 
+// The layout of such a model's states, all layers' parts (see StateLayout); slot_bytes is what a
+// state takes on the device, on the host and, without compression, in the store.
+StateLayout MakeStateLayout(const ModelConfig& config, kernels::DType state_dtype);
+
 // Holds the weights, packed for a backend, and the activations (allocated once, here).
 // Not thread-safe: one thread calls Forward. Must not outlive `backend`. Needs the Checkpoint only
 // during Load.

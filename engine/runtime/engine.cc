@@ -11,6 +11,7 @@
 #include "engine/runtime/mailbox.h"
 #include "engine/runtime/request_check.h"
 #include "engine/runtime/sequence.h"
+#include "engine/runtime/state_convert.h"
 #include "engine/runtime/state_pool.h"
 #include "engine/runtime/token_sampler.h"
 #include "engine/text/tokenizer.h"
@@ -53,6 +54,15 @@ class ThreadedEngine final : public Engine {
     if (absl::Status status = CheckRequest(request, limits); !status.ok()) {
       mailbox_.CountRejected();
       return status;
+    }
+    if (request.source != nullptr && request.source->layout != layout_) {
+      auto converted = ConvertState(request.source->layout, request.source->slot, layout_);
+      if (!converted.ok()) {
+        mailbox_.CountRejected();
+        return converted.status();
+      }
+      request.source->slot = *std::move(converted);
+      request.source->layout = layout_;
     }
     const StreamId id = next_id_.fetch_add(1, std::memory_order_relaxed);
     auto sequence = Sequence::Create(id, std::move(request), std::move(sink), tokenizer_, eos_ids_);

@@ -117,8 +117,8 @@ class StreamSink {
 
 struct EngineOptions {
   int32_t max_slots = 8;  // device-resident states of streams
-  // More slots, of which a step takes one for each snapshot inside a prefill chunk, until it is
-  // copied out; when none is free, the chunk ends where the snapshot is due.
+  // More slots: a step takes a free one for each snapshot inside a prefill chunk, until it is copied
+  // out; when none is free, the chunk ends where the snapshot is due.
   int32_t snapshot_slots = 2;
   int32_t max_live_streams = 256;  // running or swapped out; the host memory for swapped states is
                                    // (max_live_streams) * slot_bytes at most
@@ -154,7 +154,7 @@ struct EngineStats {
   uint64_t finished_streams = 0, cancelled_streams = 0, rejected_streams = 0;
   int32_t queued_streams = 0;  // gauges from here
   int32_t live_streams = 0;
-  int32_t used_slots = 0;  // of max_slots; those of snapshots are not counted
+  int32_t used_slots = 0;  // those of states on their way to the host included
   int32_t max_slots = 0;
   uint64_t slot_bytes = 0, pool_bytes = 0, host_swap_bytes = 0;
 };
@@ -185,7 +185,8 @@ class Engine {
 
   // Cheap, synchronous checks, then into the inbox. On error the sink is destroyed without a call.
   // INVALID_ARGUMENT naming field, value and limit; FAILED_PRECONDITION, naming both sides, for a
-  // source of another model, tokenizer or layout; RESOURCE_EXHAUSTED when the queue is full;
+  // source of another model, tokenizer or layout (one that differs in its parts' dtypes alone, f32
+  // and bf16, is converted: state_convert.h); RESOURCE_EXHAUSTED when the queue is full;
   // UNAVAILABLE when draining, or after a fault of the device.
   virtual absl::StatusOr<StreamId> Submit(EngineRequest request,
                                           std::unique_ptr<StreamSink> sink) = 0;

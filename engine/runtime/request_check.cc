@@ -37,7 +37,7 @@ absl::Status CheckBelongs(const StateSnapshot& source, const RequestLimits& limi
         absl::StrCat("the state belongs to tokenizer '", source.identity.tokenizer_hash,
                      "', this engine has tokenizer '", limits.identity.tokenizer_hash, "'"));
   }
-  if (!(source.layout == limits.layout)) {
+  if (source.layout != limits.layout && !AreConvertible(source.layout, limits.layout)) {
     return absl::FailedPreconditionError(
         absl::StrCat("the state has layout version ", source.layout.version, " with ",
                      source.layout.parts.size(), " parts in ", source.layout.slot_bytes,
@@ -49,9 +49,9 @@ absl::Status CheckBelongs(const StateSnapshot& source, const RequestLimits& limi
 
 absl::Status CheckSource(const StateSnapshot& source, const RequestLimits& limits) {
   if (absl::Status status = CheckBelongs(source, limits); !status.ok()) return status;
-  if (source.slot.size() != limits.layout.slot_bytes) {
+  if (source.slot.size() != source.layout.slot_bytes) {
     return Invalid("source.slot has ", source.slot.size(), " bytes, expected ",
-                   limits.layout.slot_bytes);
+                   source.layout.slot_bytes);
   }
   if (source.position > kMaxPosition) {
     return Invalid("source.position is ", source.position, ", at most ", kMaxPosition);

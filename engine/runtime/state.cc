@@ -1,5 +1,6 @@
 #include "engine/runtime/state.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace vivarium::engine {
@@ -7,7 +8,20 @@ namespace {
 
 constexpr uint64_t kAlignmentBytes = 64;
 
+bool IsFloat(kernels::DType dtype) {
+  return dtype == kernels::DType::kF32 || dtype == kernels::DType::kBF16;
+}
+
 }  // namespace
+
+bool AreConvertible(const StateLayout& a, const StateLayout& b) {
+  return a.version == b.version &&
+         std::equal(a.parts.begin(), a.parts.end(), b.parts.begin(), b.parts.end(),
+                    [](const StatePart& left, const StatePart& right) {
+                      return left.name == right.name && left.shape == right.shape &&
+                             IsFloat(left.dtype) && IsFloat(right.dtype);
+                    });
+}
 
 StateBuffer::StateBuffer(uint64_t size_bytes) : size_bytes_(size_bytes) {
   if (size_bytes == 0) return;

@@ -19,7 +19,7 @@ namespace vivarium::engine {
 // One layer's part of a slot, e.g. "layers.3.ssm".
 struct StatePart {
   std::string name;            // "layers.<i>.conv" or "layers.<i>.ssm"
-  kernels::DType dtype;        // kF32
+  kernels::DType dtype;        // conv kF32; ssm kF32 or kBF16
   std::vector<int64_t> shape;  // conv [d_conv-1, d_inner]; ssm [ceil(d_inner/16), d_state, 16]
   uint64_t offset_bytes;       // from the slot's start, multiple of 64
   uint64_t size_bytes;         // product(shape) * DTypeBytes(dtype), without padding
@@ -37,6 +37,10 @@ struct StateLayout {
 
   bool operator==(const StateLayout&) const = default;
 };
+
+// Whether two layouts have the same parts but for their dtypes, each f32 or bf16: then a state of
+// one becomes a state of the other by conversion (engine/runtime/state_convert.h).
+bool AreConvertible(const StateLayout& a, const StateLayout& b);
 
 // A token of a thread and where it came from.
 struct TranscriptToken {

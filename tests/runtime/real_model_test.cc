@@ -230,6 +230,34 @@ INSTANTIATE_TEST_SUITE_P(Models, RealModelInvariants,
                                                    WeightFormat::kAuto},
                                            Setting{kBundled, WeightFormat::kAuto}));
 
+// A state of the other kind resumes: widened exactly, or rounded; then it is one of the new kind.
+TEST(RealModel, StatesOfTheOtherDTypeResume) {
+  const std::string directory = kGoldens + "tiny-mamba";
+  RealEngine wide(directory, Options(2, 64));
+  RealEngine narrow(directory, Options(2, 64), {.state_dtype = kernels::DType::kBF16});
+  const auto to = [](const StateSnapshot& state) {
+    EngineRequest request = MakeRequest({}, 12, 5);
+    request.source = std::make_unique<StateSnapshot>(CopySnapshot(state));
+    return request;
+  };
+  const auto first = narrow.Run(MakeRequest(SomeTokens(40, 1), 5, 5));
+  const StateSnapshot& bf16_state = *first->finished->state;
+  const auto on_wide = wide.Run(to(bf16_state));
+  ASSERT_TRUE(on_wide->finished.has_value());
+  EXPECT_EQ(on_wide->tokens.size(), 12u);
+  // Back on bf16, nothing was lost on the way: the widened state rounds to itself.
+  EngineRequest only_save = to(bf16_state);
+  only_save.max_tokens = 0;
+  const auto widened = wide.Run(std::move(only_save));
+  const StateSnapshot& f32_state = *widened->finished->state;
+  EXPECT_EQ(f32_state.position, bf16_state.position);
+  EXPECT_GT(f32_state.layout.slot_bytes, bf16_state.layout.slot_bytes);
+  const auto there_and_back = narrow.Run(to(f32_state));
+  const auto direct = narrow.Run(to(bf16_state));
+  ExpectSameEvents(there_and_back->tokens, std::span(direct->tokens));
+  ExpectSameState(*there_and_back->finished->state, *direct->finished->state);
+}
+
 TEST(RealModel, TheBundledModelTellsAStory) {
   RealEngine real(kBundled, Options(1, 64));
   EngineRequest request;

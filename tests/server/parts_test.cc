@@ -87,6 +87,8 @@ TEST(ServerOptionsTest, ValuesAtAndPastTheirBounds) {
   expect(false, [](auto* o) { o->default_ttl_seconds = -1; });
   expect(false, [](auto* o) { o->io_threads = 0; });
   expect(false, [](auto* o) { o->weights = "int4"; });
+  expect(true, [](auto* o) { o->state_dtype = "bf16"; });
+  expect(false, [](auto* o) { o->state_dtype = "f16"; });
   expect(false, [](auto* o) { o->log_level = "loud"; });
   expect(false, [](auto* o) { o->device = ""; });
 }
