@@ -17,7 +17,7 @@ struct Outcome {
   uint64_t steps = 0;
 };
 
-Outcome Run(int32_t snapshot_slots, int32_t chunk, bool score) {
+Outcome RunStream(int32_t snapshot_slots, int32_t chunk, bool score) {
   TestEngine engine(
       {.max_slots = 2, .snapshot_slots = snapshot_slots, .prefill_chunk_tokens = chunk},
       {.max_logit_rows = 128, .max_slots = 1 + snapshot_slots});
@@ -46,13 +46,13 @@ void ExpectSameStates(const Recorded& a, const Recorded& b) {
 
 TEST(Snapshots, ChunksAreNotCutWhileThereAreSlots) {
   for (const bool score : {false, true}) {
-    const Outcome cut = Run(0, 64, score);
+    const Outcome cut = RunStream(0, 64, score);
     // At 7, 14, .. 49; the prompt's last token has index 49.
     ASSERT_EQ(cut.record->snapshots.size(), 7u);
     const uint64_t later_steps = score ? 0 : 2;  // of the outputs
     EXPECT_EQ(cut.steps, (score ? 7 : 8) + later_steps);
     for (const int32_t slots : {1, 2, 3, 6, 7, 8}) {
-      const Outcome whole = Run(slots, 64, score);
+      const Outcome whole = RunStream(slots, 64, score);
       ExpectSameStates(*whole.record, *cut.record);
       EXPECT_EQ(whole.record->token_ids(), cut.record->token_ids());
       const uint64_t pieces = score ? 7 : 8;  // a step has slots for so many but its last
@@ -63,10 +63,10 @@ TEST(Snapshots, ChunksAreNotCutWhileThereAreSlots) {
 }
 
 TEST(Snapshots, AnyChunkGivesTheSame) {
-  const Outcome expected = Run(0, 1, false);
+  const Outcome expected = RunStream(0, 1, false);
   for (const int32_t chunk : {1, 6, 7, 8, 20, 49, 50}) {
     for (const int32_t slots : {0, 1, 4}) {
-      ExpectSameStates(*Run(slots, chunk, false).record, *expected.record);
+      ExpectSameStates(*RunStream(slots, chunk, false).record, *expected.record);
     }
   }
 }
