@@ -63,7 +63,8 @@ TEST(Engine, TellsAStreamsWholeLife) {
   EXPECT_EQ(stats.consumed_tokens, 14u);
   EXPECT_EQ(stats.finished_streams, 1u);
   EXPECT_EQ(stats.used_slots, 0);
-  EXPECT_EQ(stats.pool_bytes, stats.slot_bytes * (stats.max_slots + engine.engine->options().snapshot_slots));
+  EXPECT_EQ(stats.pool_bytes,
+            stats.slot_bytes * (stats.max_slots + test.engine->options().snapshot_slots));
 }
 
 TEST(Engine, EndOfSequenceStaysPendingAndIsFedOnResume) {
