@@ -19,7 +19,7 @@ struct Outcome {
 
 Outcome RunStream(int32_t snapshot_slots, int32_t chunk, bool score) {
   TestEngine engine(
-      {.max_slots = 2, .snapshot_slots = snapshot_slots, .prefill_chunk_tokens = chunk},
+      {.max_slots = 1, .snapshot_slots = snapshot_slots, .prefill_chunk_tokens = chunk},
       {.max_logit_rows = 128, .max_slots = 1 + snapshot_slots});
   EngineRequest request = MakeRequest(Tokens(50), score ? 0 : 3);
   request.score = score;
