@@ -58,7 +58,7 @@ absl::Status CheckAddress(std::string_view option, const std::string& address, b
 
 absl::Status CheckSizes(const ServerOptions& o) {
   constexpr int64_t kDay = 24 * 3600;
-  const std::array<IntRange, 15> ranges = {{
+  const std::array<IntRange, 16> ranges = {{
       {"threads", o.threads, 0, 256},
       {"max-slots", o.max_slots, 1, 4096},
       {"max-live-streams", o.max_live_streams, 1, 1 << 16},
