@@ -358,6 +358,15 @@ absl::StatusOr<StoreStats> MemoryStore::Stats() {
   return stats;
 }
 
+// Nothing is stored that could be damaged.
+absl::StatusOr<ScrubReport> MemoryStore::Scrub(const ScrubOptions& /*options*/) {
+  return ScrubReport();
+}
+
+absl::Status MemoryStore::Compact() { return absl::OkStatus(); }
+
+absl::Status MemoryStore::AddBackup(const std::string& directory) { return Backup(directory); }
+
 absl::Status MemoryStore::Backup(const std::string& /*directory*/) {
   return absl::UnimplementedError("the in-memory store has no backup");
 }

@@ -44,7 +44,10 @@ class MemoryStore final : public StateStore {
   absl::Status Sweep(absl::Time now) override;
   absl::StatusOr<StoreStats> Stats() override;
   // UNIMPLEMENTED: there is nothing to copy to disk.
+  absl::StatusOr<ScrubReport> Scrub(const ScrubOptions& options) override;
+  absl::Status Compact() override;
   absl::Status Backup(const std::string& directory) override;
+  absl::Status AddBackup(const std::string& directory) override;
 
  private:
   struct Entry {

@@ -40,6 +40,7 @@ rocksdb::DBOptions MakeDbOptions(rocksdb::Env* env) {
   // A torn end of the log is what a crash leaves of writes that nobody was told of.
   db_options.wal_recovery_mode = rocksdb::WALRecoveryMode::kPointInTimeRecovery;
   db_options.max_total_wal_size = kMaxLogBytes;
+  db_options.allow_fallocate = false;  // tens of MB for each log, however little is in it
   db_options.max_background_jobs = 2;
   db_options.keep_log_file_num = 4;  // of RocksDB's own text log
   db_options.max_log_file_size = 4 << 20;
@@ -325,6 +326,29 @@ absl::Status RocksDbDatabase::CheckSpace(uint64_t wanted_bytes) const {
       absl::StrCat("disk of the store: ", *free_bytes, " bytes free, expected ", wanted_bytes,
                    " and a reserve of ", disk_reserve_bytes_,
                    "; nothing is saved until there is space, reading and deleting go on"));
+}
+
+uint64_t RocksDbDatabase::BlobBytes() const {
+  uint64_t num_bytes = 0;
+  db_->GetIntProperty(chunks_.get(), rocksdb::DB::Properties::kTotalBlobFileSize, &num_bytes);
+  return num_bytes;
+}
+
+absl::Status RocksDbDatabase::Flush() {
+  if (absl::Status status = CheckWritable(); !status.ok()) return status;
+  return FromRocksDb(db_->Flush(rocksdb::FlushOptions(), {default_.get(), chunks_.get()}), "flush");
+}
+
+absl::Status RocksDbDatabase::Compact() {
+  if (absl::Status status = Flush(); !status.ok()) return status;
+  rocksdb::CompactRangeOptions options;
+  options.exclusive_manual_compaction = false;
+  options.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForce;
+  options.blob_garbage_collection_policy = rocksdb::BlobGarbageCollectionPolicy::kForce;
+  options.blob_garbage_collection_age_cutoff = 1.0;
+  rocksdb::Status status = db_->CompactRange(options, chunks_.get(), nullptr, nullptr);
+  if (status.ok()) status = db_->CompactRange(options, default_.get(), nullptr, nullptr);
+  return FromRocksDb(status, "compact");
 }
 
 absl::Status RocksDbDatabase::Checkpoint(const std::string& directory) {

@@ -83,6 +83,12 @@ class RocksDbDatabase {
   // RESOURCE_EXHAUSTED, naming both, where less than the reserve and `wanted_bytes` are free.
   absl::Status CheckSpace(uint64_t wanted_bytes) const;
   absl::Status Checkpoint(const std::string& directory);
+  absl::Status AddBackup(const std::string& directory);
+  // Writes out what is in memory: the log is no longer needed.
+  absl::Status Flush();
+  // Flushes, and rewrites the blob files without what was deleted.
+  absl::Status Compact();
+  uint64_t BlobBytes() const;
 
  private:
   class Listener;

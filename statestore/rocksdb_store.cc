@@ -38,6 +38,28 @@ absl::Status ValidateOptions(const RocksDbOptions& options) {
   return absl::OkStatus();
 }
 
+// Whatever is wrong with bytes that we wrote ourselves is a loss of data, unless they are newer
+// than this program.
+absl::Status StoredDataError(const absl::Status& status, const std::string& what) {
+  return absl::Status(absl::IsUnimplemented(status) ? status.code() : absl::StatusCode::kDataLoss,
+                      absl::StrCat(what, ": ", std::string(status.message())));
+}
+
+}  // namespace
+
+uint64_t DiskBytes(const std::string& directory) {
+  uint64_t num_bytes = 0;
+  std::error_code error;  // files come and go: one that is gone counts nothing
+  for (fs::recursive_directory_iterator entry(directory, error), end; !error && entry != end;
+       entry.increment(error)) {
+    struct stat info;
+    if (stat(entry->path().c_str(), &info) == 0 && S_ISREG(info.st_mode)) {
+      num_bytes += static_cast<uint64_t>(info.st_blocks) * 512;
+    }
+  }
+  return num_bytes;
+}
+
 // States are conversations: nobody else may read them.
 absl::Status MakePrivateDirectory(const std::string& directory) {
   const auto failed = [&](const char* what, int error) {
@@ -59,33 +81,14 @@ absl::Status MakePrivateDirectory(const std::string& directory) {
   return absl::OkStatus();
 }
 
-// What the files under `directory` occupy.
-uint64_t DiskBytes(const std::string& directory) {
-  uint64_t num_bytes = 0;
-  std::error_code error;  // files come and go: one that is gone counts nothing
-  for (fs::recursive_directory_iterator entry(directory, error), end; !error && entry != end;
-       entry.increment(error)) {
-    struct stat info;
-    if (stat(entry->path().c_str(), &info) == 0 && S_ISREG(info.st_mode)) {
-      num_bytes += static_cast<uint64_t>(info.st_blocks) * 512;
-    }
-  }
-  return num_bytes;
-}
-
-// Whatever is wrong with bytes that we wrote ourselves is a loss of data, unless they are newer
-// than this program.
-absl::Status StoredDataError(const absl::Status& status, const std::string& what) {
-  return absl::Status(absl::IsUnimplemented(status) ? status.code() : absl::StatusCode::kDataLoss,
-                      absl::StrCat(what, ": ", std::string(status.message())));
-}
-
-}  // namespace
-
 absl::StatusOr<std::unique_ptr<StateStore>> OpenRocksDbStore(const std::string& directory,
                                                              const RocksDbOptions& options,
                                                              Clock clock, StoreEvents* events) {
   absl::Status status = ValidateOptions(options);
+  std::error_code error;
+  if (status.ok() && !options.create_if_missing && !fs::exists(directory + "/CURRENT", error)) {
+    return absl::NotFoundError(absl::StrCat("store ", directory, ": there is none"));
+  }
   if (status.ok()) status = MakePrivateDirectory(directory);
   if (!status.ok()) return status;
   absl::StatusOr<std::unique_ptr<RocksDbDatabase>> database =
@@ -298,7 +301,7 @@ absl::StatusOr<RequestRecord> RocksDbStore::GetRequest(const std::string& tenant
   return **std::move(request);
 }
 
-absl::StatusOr<StoreStats> RocksDbStore::Stats() {
+absl::StatusOr<Counters> RocksDbStore::TotalCounters() {
   Counters total;
   absl::Status status = ForEachTenant(KeyKind::kCounters, [&](const std::string& tenant) {
     absl::StatusOr<std::optional<std::string>> bytes =
@@ -312,11 +315,17 @@ absl::StatusOr<StoreStats> RocksDbStore::Stats() {
     return absl::OkStatus();
   });
   if (!status.ok()) return status;
+  return total;
+}
+
+absl::StatusOr<StoreStats> RocksDbStore::Stats() {
+  absl::StatusOr<Counters> total = TotalCounters();
+  if (!total.ok()) return total.status();
   StoreStats stats;
-  stats.num_states = static_cast<uint64_t>(total.num_states);
-  stats.num_manifests = static_cast<uint64_t>(total.num_manifests);
-  stats.num_sessions = static_cast<uint64_t>(total.num_sessions);
-  stats.live_bytes = static_cast<uint64_t>(total.live_bytes);
+  stats.num_states = static_cast<uint64_t>(total->num_states);
+  stats.num_manifests = static_cast<uint64_t>(total->num_manifests);
+  stats.num_sessions = static_cast<uint64_t>(total->num_sessions);
+  stats.live_bytes = static_cast<uint64_t>(total->live_bytes);
   stats.disk_bytes = DiskBytes(directory_);
   stats.is_read_only = !database_->CheckWritable().ok() || !database_->CheckSpace(0).ok();
   return stats;

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "statestore/clock.h"
@@ -26,6 +27,7 @@ struct RocksDbOptions {
   // States that one page of a list looks at; a page that reaches it ends early, with a token.
   size_t max_scanned_per_page = 20000;
   uint64_t write_buffer_bytes = uint64_t{64} << 20;  // of chunks, in memory, before a flush
+  bool create_if_missing = true;                     // else NOT_FOUND where there is no store
   rocksdb::Env* env = nullptr;  // for fault injection in tests; null = the system's
 };
 
@@ -37,5 +39,20 @@ struct RocksDbOptions {
 absl::StatusOr<std::unique_ptr<StateStore>> OpenRocksDbStore(const std::string& directory,
                                                              const RocksDbOptions& options,
                                                              Clock clock, StoreEvents* events);
+
+// Of one set of backups (StateStore::AddBackup).
+struct BackupInfo {
+  uint32_t id = 0;  // ascending
+  absl::Time made;
+  uint64_t num_bytes = 0;  // what is shared with others included
+};
+absl::StatusOr<std::vector<BackupInfo>> ListBackups(const std::string& backups);
+// Makes a store in `directory`, new or empty, of the backup `backup_id`, 0 = the latest. Files are
+// checked as the backup has them; Scrub says whether every state is sound.
+absl::Status RestoreBackup(const std::string& backups, uint32_t backup_id,
+                           const std::string& directory);
+
+// Makes `directory` and its parents, as far as they are not there, for nobody else (mode 0700).
+absl::Status MakePrivateDirectory(const std::string& directory);
 
 }  // namespace vivarium::statestore

@@ -1,5 +1,6 @@
 // RocksDbStore: the implementation behind OpenRocksDbStore. Its parts: rocksdb_store.cc (opening,
-// reading), rocksdb_commit.cc (Apply), rocksdb_list.cc, rocksdb_update.cc, rocksdb_sweep.cc.
+// reading), rocksdb_commit.cc (Apply), rocksdb_list.cc, rocksdb_update.cc, rocksdb_sweep.cc,
+// rocksdb_maintenance.cc (scrubbing, compaction, backups).
 #pragma once
 
 #include <map>
@@ -68,7 +69,10 @@ class RocksDbStore final : public StateStore {
                                            const std::string& request_id) override;
   absl::Status Sweep(absl::Time now) override;
   absl::StatusOr<StoreStats> Stats() override;
+  absl::StatusOr<ScrubReport> Scrub(const ScrubOptions& options) override;
+  absl::Status Compact() override;
   absl::Status Backup(const std::string& directory) override;
+  absl::Status AddBackup(const std::string& directory) override;
 
  private:
   using TenantAndId = std::pair<std::string, std::string>;
@@ -138,6 +142,14 @@ class RocksDbStore final : public StateStore {
                                size_t max_removed, size_t* num_removed);
   absl::Status SweepOrphans(uint64_t* num_orphan_chunks);
   absl::Status SweepGarbage();
+  absl::StatusOr<Counters> TotalCounters();
+  absl::Status CompactIfWorthwhile();
+  // Of a state whose manifest can't be read any more: everything that names it. Under LockAll.
+  absl::Status ForgetDamaged(const std::string& tenant, const StateId& id);
+
+  // --- looking after everything (rocksdb_maintenance.cc) ---
+  // The first state of `tenant` after `last`; "" = there is none.
+  absl::StatusOr<StateId> NextState(const std::string& tenant, const StateId& last);
   // Calls `visit(tenant)` for every tenant that has keys of this kind.
   template <typename Visit>
   absl::Status ForEachTenant(KeyKind kind, Visit visit);
@@ -185,6 +197,9 @@ absl::Status RocksDbStore::ForEachTenant(KeyKind kind, Visit visit) {
     begin = PrefixEnd(KeyPrefix(kind, tenant));
   }
 }
+
+// What the files under `directory` occupy.
+uint64_t DiskBytes(const std::string& directory);
 
 inline rocksdb::Slice AsSlice(std::string_view bytes) { return {bytes.data(), bytes.size()}; }
 

@@ -139,6 +139,7 @@ absl::Status RocksDbStore::Sweep(absl::Time now) {
   if (status.ok()) status = SweepRequests(now);
   if (status.ok()) status = SweepOrphans(&num_orphan_chunks);
   if (status.ok()) status = SweepGarbage();
+  if (status.ok()) status = CompactIfWorthwhile();
   if (events_ != nullptr) events_->OnSweep(num_expired, num_orphan_chunks);
   return status;
 }

@@ -86,8 +86,8 @@ absl::Status RocksDbStore::DeleteState(const std::string& tenant, const StateId&
   if (!status.ok()) return status;
   const CommitLocks::Holder held = locks_.LockAll();
   absl::StatusOr<StoredManifest> stored = ReadLive(tenant, id, nullptr);
-  if (!stored.ok()) return stored.status();
-  if (stored->manifest.pinned) return StateIsPinned(id);
+  if (!stored.ok() && !absl::IsDataLoss(stored.status())) return stored.status();
+  if (stored.ok() && stored->manifest.pinned) return StateIsPinned(id);
   const std::string prefix = KeyPrefix(KeyKind::kHeadOf, tenant, id);
   {
     RocksDbRange range(database_->db(), prefix, PrefixEnd(prefix), nullptr);
@@ -99,6 +99,8 @@ absl::Status RocksDbStore::DeleteState(const std::string& tenant, const StateId&
     }
     if (status = range.status(); !status.ok()) return status;
   }
+  // Nobody knows whether a damaged one was pinned: to delete it is what is left to do.
+  if (!stored.ok()) return ForgetDamaged(tenant, id);
   return DropState(*stored, /*sync=*/true);
 }
 

@@ -114,6 +114,13 @@ std::string_view StateCodecName(StateCodec codec) {
   return "unknown";
 }
 
+std::optional<StateCodec> StateCodecFor(std::string_view name) {
+  for (StateCodec codec : {StateCodec::kRaw, StateCodec::kZstd, StateCodec::kBF16}) {
+    if (name == StateCodecName(codec)) return codec;
+  }
+  return std::nullopt;
+}
+
 bool IsRoundedPart(const StatePart& part) {
   return part.dtype == kernels::DType::kF32 && absl::EndsWith(part.name, ".ssm");
 }

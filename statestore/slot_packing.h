@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -16,6 +17,8 @@ namespace vivarium::statestore {
 
 // "raw", "zstd", "bf16".
 std::string_view StateCodecName(StateCodec codec);
+// Nothing for another name.
+std::optional<StateCodec> StateCodecFor(std::string_view name);
 
 // Whether bf16 rounds this part: one of SSM whose live dtype is f32. Others are stored as they are.
 bool IsRoundedPart(const engine::StatePart& part);

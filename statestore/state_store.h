@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -147,6 +148,23 @@ struct StoreStats {
   bool is_read_only = false;  // nothing can be saved now: a fault, or too little free disk space
 };
 
+// A pass over everything stored. In damaged: the first kMaxReportedDamages.
+inline constexpr size_t kMaxReportedDamages = 1000;
+struct ScrubReport {
+  uint64_t num_states = 0;  // that were read, sound or not
+  uint64_t num_bytes = 0;   // of the sound ones, as stored
+  uint64_t num_damaged = 0;
+  std::vector<absl::Status> damaged;  // each names its state
+};
+
+struct ScrubOptions {
+  uint64_t bytes_per_second = 0;  // 0 = no limit
+  // Waits that long, for the limit's sake; false stops the pass (CANCELLED). Null: sleeps.
+  std::function<bool(absl::Duration)> pause;
+  // After each state. Null: nobody looks.
+  std::function<void(const ScrubReport& so_far)> on_progress;
+};
+
 // Background faults and measurements, called from any thread; must not block nor call the store.
 class StoreEvents {
  public:
@@ -210,8 +228,17 @@ class StateStore {
   // one), finished requests that expired, and orphan chunks.
   virtual absl::Status Sweep(absl::Time now) = 0;
   virtual absl::StatusOr<StoreStats> Stats() = 0;
+  // Reads every byte of every state of every tenant and checks every checksum. A damaged one is in
+  // the report and a fault (StoreEvents); other errors end the pass.
+  virtual absl::StatusOr<ScrubReport> Scrub(const ScrubOptions& options) = 0;
+  // Takes back the disk space of what was dropped. Sweep does so too, once that is a tenth of what
+  // lives.
+  virtual absl::Status Compact() = 0;
   // A consistent, openable copy in the new directory `directory`.
   virtual absl::Status Backup(const std::string& directory) = 0;
+  // One more backup in the set of backups `directory`, which is made as needed. What an earlier one
+  // has already is shared. RestoreBackup (rocksdb_store.h) is the way back.
+  virtual absl::Status AddBackup(const std::string& directory) = 0;
 };
 
 }  // namespace vivarium::statestore

@@ -81,6 +81,13 @@ class HookedStore final : public statestore::StateStore {
   }
   absl::Status Sweep(absl::Time now) override { return store_->Sweep(now); }
   absl::StatusOr<statestore::StoreStats> Stats() override { return store_->Stats(); }
+  absl::StatusOr<statestore::ScrubReport> Scrub(const statestore::ScrubOptions& options) override {
+    return store_->Scrub(options);
+  }
+  absl::Status Compact() override { return store_->Compact(); }
+  absl::Status AddBackup(const std::string& directory) override {
+    return store_->AddBackup(directory);
+  }
   absl::Status Backup(const std::string& directory) override { return store_->Backup(directory); }
 
  private:

@@ -1,0 +1,180 @@
+// RocksDbStore: what looks after everything stored. Scrubbing, compaction, sets of backups.
+#include <rocksdb/utilities/backup_engine.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+#include <system_error>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "statestore/byte_codec.h"
+#include "statestore/rocksdb_store_impl.h"
+#include "statestore/store_rules.h"
+
+namespace vivarium::statestore {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr uint64_t kMinGarbageBytes = uint64_t{1} << 20;
+constexpr int64_t kGarbageShare = 10;  // a tenth of what lives
+
+bool SleepFor(absl::Duration duration) {
+  absl::SleepFor(duration);
+  return true;
+}
+
+rocksdb::BackupEngineOptions BackupOptions(const std::string& directory) {
+  rocksdb::BackupEngineOptions options(directory);
+  options.sync = true;
+  options.share_table_files = true;
+  options.share_files_with_checksum = true;
+  return options;
+}
+
+}  // namespace
+
+absl::StatusOr<StateId> RocksDbStore::NextState(const std::string& tenant, const StateId& last) {
+  const std::string prefix = KeyPrefix(KeyKind::kManifest, tenant);
+  std::string begin = prefix + last;
+  if (!last.empty()) begin.push_back('\0');
+  // A new iterator each time: one that lived through the whole pass would keep every old file.
+  RocksDbRange range(database_->db(), begin, PrefixEnd(prefix), nullptr);
+  range.iterator().SeekToFirst();
+  if (range.iterator().Valid()) return StateId(range.key().substr(prefix.size()));
+  if (absl::Status status = range.status(); !status.ok()) return status;
+  return StateId();
+}
+
+absl::StatusOr<ScrubReport> RocksDbStore::Scrub(const ScrubOptions& options) {
+  const auto pause = options.pause ? options.pause : SleepFor;
+  const absl::Time begin = absl::Now();
+  ScrubReport report;
+  uint64_t num_read_bytes = 0;
+  absl::Status status = ForEachTenant(KeyKind::kManifest, [&](const std::string& tenant) {
+    for (StateId last;;) {
+      absl::StatusOr<StateId> id = NextState(tenant, last);
+      if (!id.ok()) return id.status();
+      if (id->empty()) return absl::OkStatus();
+      last = *id;
+      absl::StatusOr<SavedState> state = LoadVerified(tenant, *id);
+      if (absl::IsNotFound(state.status())) continue;  // dropped, or expired
+      ++report.num_states;
+      if (state.ok()) {
+        report.num_bytes += state->manifest.stored_bytes;
+        num_read_bytes += state->manifest.stored_bytes;
+      } else if (absl::IsDataLoss(state.status()) || absl::IsUnimplemented(state.status())) {
+        ++report.num_damaged;
+        if (report.damaged.size() < kMaxReportedDamages) report.damaged.push_back(state.status());
+        if (events_ != nullptr) events_->OnFault(state.status());
+      } else {
+        return state.status();
+      }
+      if (options.on_progress) options.on_progress(report);
+      if (options.bytes_per_second == 0) continue;
+      const absl::Duration ahead = absl::Seconds(static_cast<double>(num_read_bytes) /
+                                                 static_cast<double>(options.bytes_per_second)) -
+                                   (absl::Now() - begin);
+      if (!pause(std::max(ahead, absl::ZeroDuration()))) {
+        return absl::CancelledError("the scrubbing was stopped");
+      }
+    }
+  });
+  if (!status.ok()) return status;
+  return report;
+}
+
+absl::Status RocksDbStore::Compact() { return database_->Compact(); }
+
+absl::Status RocksDbStore::CompactIfWorthwhile() {
+  absl::StatusOr<Counters> total = TotalCounters();
+  if (!total.ok()) return total.status();
+  const auto live_bytes = static_cast<uint64_t>(std::max<int64_t>(total->live_bytes, 0));
+  const uint64_t bearable_bytes = live_bytes + live_bytes / kGarbageShare + kMinGarbageBytes;
+  if (DiskBytes(directory_) <= bearable_bytes) return absl::OkStatus();
+  // The log first: to write out what is in memory costs little, and often is enough.
+  if (absl::Status status = database_->Flush(); !status.ok()) return status;
+  if (database_->BlobBytes() <= bearable_bytes) return absl::OkStatus();
+  return database_->Compact();
+}
+
+absl::Status RocksDbStore::ForgetDamaged(const std::string& tenant, const StateId& id) {
+  rocksdb::WriteBatch batch;
+  Counters difference{-1, -1, 0, 0};
+  batch.Delete(Key(KeyKind::kManifest, tenant, id));
+  // Which of them name it only the manifest knew.
+  for (KeyKind kind : {KeyKind::kChild, KeyKind::kMadeIn, KeyKind::kLabel, KeyKind::kExpiry}) {
+    const std::string prefix = KeyPrefix(kind, tenant);
+    RocksDbRange range(database_->db(), prefix, PrefixEnd(prefix), nullptr);
+    for (range.iterator().SeekToFirst(); range.iterator().Valid(); range.iterator().Next()) {
+      if (range.key().ends_with(id)) batch.Delete(AsSlice(range.key()));
+    }
+    if (absl::Status status = range.status(); !status.ok()) return status;
+  }
+  rocksdb::ReadOptions options;
+  options.verify_checksums = false;
+  const std::string first = ChunkKey(tenant, id, 0);
+  const std::string prefix = first.substr(0, first.size() - sizeof(uint32_t));
+  const std::unique_ptr<rocksdb::Iterator> chunk(
+      database_->db()->NewIterator(options, database_->chunks()));
+  for (chunk->Seek(prefix); chunk->Valid() && chunk->key().starts_with(prefix); chunk->Next()) {
+    difference.live_bytes -= static_cast<int64_t>(chunk->value().size());
+    batch.Delete(database_->chunks(), chunk->key());
+  }
+  if (!chunk->status().ok()) return FromRocksDb(chunk->status(), "read chunk");
+  batch.Merge(KeyPrefix(KeyKind::kCounters, tenant), EncodeCounters(difference));
+  return database_->Write(&batch, /*sync=*/true);
+}
+
+absl::Status RocksDbStore::AddBackup(const std::string& directory) {
+  if (absl::Status status = database_->CheckWritable(); !status.ok()) return status;
+  if (absl::Status status = MakePrivateDirectory(directory); !status.ok()) return status;
+  return database_->AddBackup(directory);
+}
+
+absl::Status RocksDbDatabase::AddBackup(const std::string& directory) {
+  rocksdb::BackupEngine* opened = nullptr;
+  rocksdb::IOStatus status =
+      rocksdb::BackupEngine::Open(rocksdb::Env::Default(), BackupOptions(directory), &opened);
+  const std::unique_ptr<rocksdb::BackupEngine> engine(opened);
+  if (status.ok()) status = engine->CreateNewBackup(db_.get(), /*flush_before_backup=*/true);
+  return FromRocksDb(status, absl::StrCat("backup to ", directory));
+}
+
+absl::Status RestoreBackup(const std::string& backups, uint32_t backup_id,
+                           const std::string& directory) {
+  std::error_code error;
+  if (fs::exists(directory, error) && !fs::is_empty(directory, error)) {
+    return absl::AlreadyExistsError(
+        absl::StrCat("restore to \"", directory, "\": expected a new or an empty directory"));
+  }
+  rocksdb::BackupEngineReadOnly* opened = nullptr;
+  rocksdb::IOStatus status =
+      rocksdb::BackupEngineReadOnly::Open(rocksdb::Env::Default(), BackupOptions(backups), &opened);
+  const std::unique_ptr<rocksdb::BackupEngineReadOnly> engine(opened);
+  if (!status.ok()) return FromRocksDb(status, absl::StrCat("backups in ", backups));
+  if (absl::Status made = MakePrivateDirectory(directory); !made.ok()) return made;
+  status = backup_id == 0 ? engine->RestoreDBFromLatestBackup(directory, directory)
+                          : engine->RestoreDBFromBackup(backup_id, directory, directory);
+  return FromRocksDb(status, absl::StrCat("restore from ", backups));
+}
+
+absl::StatusOr<std::vector<BackupInfo>> ListBackups(const std::string& backups) {
+  rocksdb::BackupEngineReadOnly* opened = nullptr;
+  const rocksdb::IOStatus status =
+      rocksdb::BackupEngineReadOnly::Open(rocksdb::Env::Default(), BackupOptions(backups), &opened);
+  const std::unique_ptr<rocksdb::BackupEngineReadOnly> engine(opened);
+  if (!status.ok()) return FromRocksDb(status, absl::StrCat("backups in ", backups));
+  std::vector<rocksdb::BackupInfo> found;
+  engine->GetBackupInfo(&found);
+  std::vector<BackupInfo> infos;
+  infos.reserve(found.size());
+  for (const rocksdb::BackupInfo& info : found) {
+    infos.push_back({info.backup_id, absl::FromUnixSeconds(info.timestamp), info.size});
+  }
+  return infos;
+}
+
+}  // namespace vivarium::statestore
