@@ -36,7 +36,7 @@ constexpr char kFooter[] =
     "\n"
     "Exit codes: 0 done; 1 the server answered with an error; 2 wrong flags or config file;\n"
     "3 cannot connect; 4 trouble with a file, model, store or port on this machine;\n"
-    "5 the device failed while serving; 130 interrupted.";
+    "5 the device failed while serving; 6 bench compare found something worse; 130 interrupted.";
 
 // A command group without work of its own, such as `states`.
 struct Group {
@@ -74,6 +74,7 @@ std::vector<Leaf> DeclareCommands(CLI::App* root) {
       {"states", "Saved states: list, show, delete, export, import, verify", &MakeStatesCommands});
   declare_group("Talking to a server",
                 {"sessions", "Sessions, the names that point at states", &MakeSessionsCommands});
+  declare(root, "Talking to a server", MakeBenchCommands());
   declare_group("Without a server", {"model", "Look into a model directory", &MakeModelCommands});
   declare(root, "Without a server", MakeTokenizeCommands());
   declare(root, "Without a server", MakeLogitsCommands());

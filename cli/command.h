@@ -24,6 +24,7 @@ Commands MakeServeCommands();     // serve
 Commands MakeGenerateCommands();  // generate
 Commands MakeChatCommands();      // chat
 Commands MakeScoreCommands();     // score
+Commands MakeBenchCommands();     // bench
 Commands MakeStatesCommands();    // states ls|show|tree|rm|export|import|verify
 Commands MakeSessionsCommands();  // sessions ls|show|create|history|rewind|rm
 Commands MakeModelCommands();     // model inspect
