@@ -132,12 +132,18 @@ class Grid {
   StackBounds main_stack_;
 };
 
+Fault FaultOfEnvironment() {
+  const char* const launch = std::getenv(kFailLaunchVariable);
+  if (launch == nullptr) return {};
+  return {Fault::Kind::kFailLaunch, 0, std::atoi(launch)};
+}
+
 // The device of one OS thread.
 struct Machine {
   std::vector<std::vector<Fiber>> spare_fibers;
   std::deque<std::unique_ptr<Grid>> queue;  // launched, not complete; oldest first
   Grid* running = nullptr;
-  Fault fault;
+  Fault fault = FaultOfEnvironment();
   int num_launches = 0;  // complete ones since InjectFault
   std::string error;
   std::vector<LaunchCounts> counts;
@@ -463,6 +469,7 @@ unsigned char* SharedMemory() {
 void BlockBarrier(Site site) {
   Machine& machine = TheMachine();
   const int index = machine.running->fiber().num_barriers++;
+  if (machine.fault.kind == Fault::Kind::kSkipBarrier && machine.fault.line == site.line) return;
   if (machine.Faulty(Fault::Kind::kSkipBarrier, index, machine.running)) return;
   machine.running->Meet(Wait::kBlock, site);
 }
@@ -498,6 +505,11 @@ void AsyncCopy(void* shared_destination, const void* source, int copy_bytes) {
   Machine& machine = TheMachine();
   if (machine.random() % 2 == 0) std::memcpy(shared_destination, source, copy_bytes);
   machine.running->fiber().open_group.push_back({shared_destination, source, copy_bytes});
+}
+
+bool LosesAdd(int line) {
+  const Fault& fault = TheMachine().fault;
+  return fault.kind == Fault::Kind::kLoseAdd && fault.line == line;
 }
 
 void AsyncCommit() {

@@ -62,12 +62,17 @@ struct Fault {
     kSkipGridWait,
     kDropLastBlock,
     kFailLaunch,  // the device fails, for good
+    kLoseAdd,     // atomic additions of `line` come to nothing
   };
   Kind kind = Kind::kNone;
   int index = 0;    // which barrier or wait, counted per thread of a block
   int launch = -1;  // which launch since InjectFault; -1 = every one
+  int line = 0;     // of the source: all barriers of it, whatever the index
 };
 void InjectFault(const Fault& fault);
+// For whole programs: where this is in the environment, the device fails in the launch of that
+// number, counted from 0 on each OS thread.
+inline constexpr char kFailLaunchVariable[] = "CUDA_ON_CPU_FAIL_LAUNCH";
 
 // Faults of all OS threads' streams: waits for events that are not done.
 enum class StreamFault { kNone, kSkipStreamWait, kSkipEventSynchronize };
@@ -124,6 +129,7 @@ void WarpGather(const void* mine, size_t num_bytes, void* all, Site site);
 void AsyncCopy(void* shared_destination, const void* source, int copy_bytes);
 void AsyncCommit();
 void AsyncWait(int max_groups_in_flight);
+bool LosesAdd(int line);  // Fault::kLoseAdd
 // griddepcontrol.wait and .launch_dependents.
 void GridWait();
 void GridTrigger();
@@ -176,9 +182,9 @@ inline uint32_t __float_as_uint(float value) {
 // NOLINTEND(bugprone-reserved-identifier)
 
 // Threads are fibers of one OS thread: nothing comes between.
-inline unsigned atomicAdd(unsigned* address, unsigned value) {
+inline unsigned atomicAdd(unsigned* address, unsigned value, int line = __builtin_LINE()) {
   const unsigned before = *address;
-  *address += value;
+  if (!::cuda_on_cpu::LosesAdd(line)) *address += value;
   return before;
 }
 

@@ -3,12 +3,12 @@
 // the neighbours, and the way the prompt was cut.
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "tests/e2e/grpc_client.h"
+#include "tests/e2e/neighbours.h"
 #include "tests/support/server_process.h"
 
 namespace vivarium {
@@ -46,34 +46,6 @@ v1::GenerateRequest ResumeRequest(const std::string& state_id, int max_tokens) {
   request.mutable_save()->set_at_end(true);
   return request;
 }
-
-// Other streams on the same server, for as long as it lives.
-class Neighbours {
- public:
-  Neighbours(const std::string& address, int count) {
-    for (int i = 0; i < count; ++i) {
-      threads_.emplace_back([this, address, i] {
-        GrpcClient client(address);
-        while (!stop_) {
-          v1::GenerateRequest request;
-          request.set_text("The neighbour number " + std::to_string(i) + " said");
-          request.set_max_tokens(20 + 7 * i);
-          request.mutable_sampling()->set_seed(i);
-          request.mutable_stops()->set_ignore_eos(true);
-          EXPECT_TRUE(client.Generate(request).status.ok());
-        }
-      });
-    }
-  }
-  ~Neighbours() {
-    stop_ = true;
-    for (std::thread& thread : threads_) thread.join();
-  }
-
- private:
-  std::atomic<bool> stop_ = false;
-  std::vector<std::thread> threads_;
-};
 
 struct ServerShape {
   int threads, max_slots, neighbours, prefill_chunk;

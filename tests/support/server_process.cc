@@ -31,16 +31,19 @@ absl::StatusOr<std::unique_ptr<ServerProcess>> ServerProcess::Start(
 }
 
 absl::Status ServerProcess::Launch() {
+  const std::string program =
+      options_.program.empty() ? VivariumBinary() : (ProgramDir() / options_.program).string();
   std::vector<std::string> argv = {
-      VivariumBinary(),   "serve",       "--model", options_.model_dir, "--listen", "127.0.0.1:0",
-      "--metrics-listen", "127.0.0.1:0", "--store", options_.store_dir};
+      program,    "serve",           "--model",          options_.model_dir,
+      "--listen", "127.0.0.1:0",     "--metrics-listen", "127.0.0.1:0",
+      "--store",  options_.store_dir};
   const std::vector<std::string>& args = options_.args;
   if (std::find(args.begin(), args.end(), "--device") == args.end()) {
     const std::vector<std::string> device_flags = TestServerFlags();
     argv.insert(argv.end(), device_flags.begin(), device_flags.end());
   }
   argv.insert(argv.end(), options_.args.begin(), options_.args.end());
-  auto process = BackgroundProcess::Start(argv, dir_.File("log"));
+  auto process = BackgroundProcess::Start(argv, dir_.File("log"), options_.env);
   if (!process.ok()) return process.status();
   process_ = *std::move(process);
   const auto line = process_->ReadLine(options_.start_timeout);

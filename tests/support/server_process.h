@@ -19,9 +19,11 @@ std::string VivariumBinary();
 std::string BundledModelDir();
 
 struct ServerProcessOptions {
+  std::string program{};                    // beside the test's; "" = VivariumBinary
   std::string model_dir{};                  // "" = the bundled model
   std::string store_dir{};                  // "" = a fresh one, removed with the ServerProcess
   std::vector<std::string> args{};          // further flags of `serve`, e.g. {"--max-slots", "1"}
+  std::vector<std::string> env{};           // "NAME=value": on top of the test's own environment
   std::chrono::seconds start_timeout{120};  // sanitizer builds are slow
 };
 
