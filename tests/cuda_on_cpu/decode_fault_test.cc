@@ -73,7 +73,7 @@ class DecodeFaultTest : public testing::Test {
   std::vector<float> residual_, states_;
 };
 
-TEST_F(DecodeFaultTest, EveryFaultShows) {
+TEST_F(DecodeFaultTest, MambaDecode) {
   cuda_on_cpu::TakeLaunchCounts();
   Run(1);
   const std::vector<LaunchCounts> counts = cuda_on_cpu::TakeLaunchCounts();
