@@ -27,6 +27,7 @@ Commands MakeScoreCommands();     // score
 Commands MakeBenchCommands();     // bench
 Commands MakeStatesCommands();    // states ls|show|tree|rm|export|import|verify
 Commands MakeSessionsCommands();  // sessions ls|show|create|history|rewind|rm
+Commands MakeStoreCommands();     // store verify|stats|compact|gc|backup|backups|restore
 Commands MakeModelCommands();     // model inspect
 Commands MakeTokenizeCommands();  // tokenize
 Commands MakeLogitsCommands();    // logits

@@ -174,6 +174,10 @@ void StateFlags::Declare(CLI::App* app) {
       ->check(CheckSavePolicy)
       ->capture_default_str()
       ->group(kStateGroup);
+  app->add_option("--codec", codec, "How states are stored: raw, zstd, bf16; default: the server's")
+      ->type_name("CODEC")
+      ->check(CLI::IsMember({"raw", "zstd", "bf16"}))
+      ->group(kStateGroup);
   app->add_option("--ttl", ttl_seconds, "Saved states expire after that long; default: never")
       ->type_name("SECONDS")
       ->check(CLI::Range(0.0, 1e10))
@@ -195,6 +199,7 @@ void StateFlags::Fill(v1::GenerateRequest* request) const {
   request->set_request_id(request_id);
   // Checked when the flags were parsed.
   (void)ParseSavePolicy(save, request->mutable_save());
+  request->mutable_save()->set_codec(codec);
   labels.Fill(request->mutable_labels());
   if (ttl_seconds > 0) {
     const double whole_seconds = std::floor(ttl_seconds);

@@ -59,6 +59,7 @@ struct StateFlags {
   std::string session, state, etag, request_id;
   bool fresh = false;
   std::string save = "end";
+  std::string codec;  // "" = the server's
   double ttl_seconds = 0;
   LabelFlags labels;
 

@@ -93,6 +93,11 @@ std::string DescribeState(const v1::State& state) {
   line("position", FormatCount(state.position()) + " tokens read");
   line("pending", absl::StrCat("token ", state.pending_token()));
   line("size", FormatBytes(state.size_bytes()));
+  line("codec", state.codec());
+  if (state.max_absolute_error() > 0) {
+    line("rounding", absl::StrCat("off by up to ", state.max_absolute_error(), ", relatively ",
+                                  state.max_relative_error()));
+  }
   line("created", FormatWhen(state.create_time()));
   line("expires", state.has_expire_time() ? FormatWhen(state.expire_time()) : "never");
   line("labels", FormatLabels(state));

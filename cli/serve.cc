@@ -20,8 +20,9 @@ constexpr int kExitDeviceFault = 5;  // of this command alone: start the server 
 constexpr char kFooter[] =
     "Prints 'listening on HOST:PORT' when calls are answered. SIGTERM or Ctrl-C: no new work;\n"
     "running streams finish, or after --drain-seconds are saved and told their state's id; exit "
-    "0. When the device fails, every stream ends and the exit code is 5: start again, every saved\n"
-    "state is there.\n"
+    "0.\n"
+    "When the device fails, every stream ends and the exit code is 5: start again, every saved state\n"
+    "is there.\n"
     "\n"
     "Settings come from flags, then --config FILE (TOML, the same names), then defaults.\n"
     "\n"

@@ -71,6 +71,9 @@ void ServeFlags::Declare(CLI::App* app) {
   add.Group("States");
   add.Text("--chat-format", o.chat_format, "Format of chats; default: the model's", "NAME");
   add.Number("--default-ttl-seconds", o.default_ttl_seconds, "Of states; 0 = for ever");
+  add.Text("--codec", o.codec, "How states are stored: raw, zstd, or bf16 (rounds)", "CODEC");
+  add.Number("--scrub-bytes-per-second", o.scrub_bytes_per_second,
+             "Stored states are read again that fast, to find damage; 0 = never");
   add.Number("--disk-reserve-bytes", o.disk_reserve_bytes,
              "Below so much free disk nothing is saved, until there is space");
   add.Number("--sweep-seconds", o.sweep_seconds, "Between looks for expired states");

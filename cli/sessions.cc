@@ -151,15 +151,16 @@ class SessionsHistoryCommand : public Command {
     } else {
       request.set_session(name_);
     }
-    v1::GetHistoryResponse response;
-    const grpc::Status status =
-        client->Do(client->sessions(), &v1::Sessions::Stub::GetHistory, request, &response);
+    std::vector<v1::State> states;
+    const grpc::Status status = ReadHistory(*client, request, &states);
     if (!status.ok()) return client->Fail(status);
     if (json_.json) {
-      PrintJson(ToJsonArray(response.states()));
+      Json array = Json::array();
+      for (const v1::State& state : states) array.push_back(ToJson(state));
+      PrintJson(array);
       return kExitOk;
     }
-    for (const v1::State& state : response.states()) {
+    for (const v1::State& state : states) {
       PrintNow(absl::StrCat("-- ", state.id(), ", ", FormatCount(state.position()), " tokens, ",
                             FormatWhen(state.create_time()), state.dropped() ? ", dropped" : "",
                             "\n", FormatTranscript(state)));
@@ -168,6 +169,31 @@ class SessionsHistoryCommand : public Command {
   }
 
  private:
+  // All of it, oldest first: a long history comes in parts, the newest first.
+  static grpc::Status ReadHistory(Client& client, v1::GetHistoryRequest request,
+                                  std::vector<v1::State>* states) {
+    std::vector<v1::GetHistoryResponse> parts;
+    size_t num_states = 0;
+    for (bool is_whole = false; !is_whole && num_states < kMaxListed;) {
+      v1::GetHistoryResponse& part = parts.emplace_back();
+      grpc::Status status =
+          client.Do(client.sessions(), &v1::Sessions::Stub::GetHistory, request, &part);
+      // What came before may have gone meanwhile.
+      if (!status.ok() && parts.size() > 1 && status.error_code() == grpc::StatusCode::NOT_FOUND) {
+        break;
+      }
+      if (!status.ok()) return status;
+      is_whole =
+          !part.is_truncated() || part.states().empty() || part.states(0).parent_id().empty();
+      if (!is_whole) request.set_state_id(part.states(0).parent_id());
+      num_states += static_cast<size_t>(part.states_size());
+    }
+    for (auto part = parts.rbegin(); part != parts.rend(); ++part) {
+      for (v1::State& state : *part->mutable_states()) states->push_back(std::move(state));
+    }
+    return grpc::Status::OK;
+  }
+
   std::string name_;
   bool is_state_ = false;
   JsonFlag json_;

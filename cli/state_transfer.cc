@@ -15,11 +15,20 @@
 #include "cli/output.h"
 #include "cli/output_file.h"
 #include "cli/proto_json.h"
+#include "cli/safetensors.h"
+#include "statestore/state_export.h"
 
 namespace vivarium::cli {
 namespace {
 
+constexpr uint64_t kMaxStateBytes = uint64_t{64} << 30;
 constexpr size_t kImportPieceBytes = size_t{1} << 20;
+
+statestore::ImportOptions AnySize() {
+  statestore::ImportOptions options;
+  options.max_slot_bytes = kMaxStateBytes;
+  return options;
+}
 
 class StatesExportCommand : public Command {
  public:
@@ -29,6 +38,11 @@ class StatesExportCommand : public Command {
     app->add_option("--out", out_, "The file; it appears when it is whole")
         ->type_name("FILE")
         ->required();
+    app->add_option("--format", format_,
+                    "vivarium (complete, verified, can be imported) or safetensors (for Python)")
+        ->type_name("FORMAT")
+        ->check(CLI::IsMember({"vivarium", "safetensors"}))
+        ->capture_default_str();
     json_.Declare(app, "what was written");
     connection_.Declare(app);
     return app;
@@ -51,6 +65,12 @@ class StatesExportCommand : public Command {
     status = Receive(*client, state, file->get(), &bytes, &written);
     if (!written.ok()) return FailLocally(written);
     if (!status.ok()) return client->Fail(status);
+    if (is_safetensors()) {
+      bytes = 0;
+      const auto saved = importer_.Finish();
+      written = saved.ok() ? WriteSafetensors(*saved, file->get(), &bytes) : saved.status();
+      if (!written.ok()) return FailLocally(written);
+    }
     if (written = (*file)->Finish(); !written.ok()) return FailLocally(written);
     if (json_.json) {
       PrintJson({{"state_id", id_}, {"file", out_}, {"bytes", bytes}});
@@ -62,7 +82,7 @@ class StatesExportCommand : public Command {
 
  private:
   grpc::Status Receive(Client& client, const v1::State& state, OutputFile* file, uint64_t* bytes,
-                       absl::Status* written) const {
+                       absl::Status* written) {
     v1::ExportStateRequest request;
     request.set_id(id_);
     const auto call = client.NewCall();
@@ -70,7 +90,8 @@ class StatesExportCommand : public Command {
     Progress progress("exporting", state.size_bytes());
     v1::ExportStateResponse response;
     while (reader->Read(&response)) {
-      if (*written = file->Write(response.data()); !written->ok()) {
+      *written = is_safetensors() ? importer_.Push(response.data()) : file->Write(response.data());
+      if (!written->ok()) {
         call->context()->TryCancel();
         break;
       }
@@ -80,7 +101,11 @@ class StatesExportCommand : public Command {
     return reader->Finish();
   }
 
+  bool is_safetensors() const { return format_ == "safetensors"; }
+
   std::string id_, out_;
+  std::string format_ = "vivarium";
+  statestore::StateImporter importer_{AnySize()};  // for safetensors
   JsonFlag json_;
   ConnectionFlags connection_;
 };

@@ -12,6 +12,7 @@
 #include "server/content_hash.h"
 #include "server/errors.h"
 #include "server/validate.h"
+#include "statestore/slot_packing.h"
 
 namespace vivarium::server {
 namespace {
@@ -138,7 +139,8 @@ absl::Status ParseStops(const v1::Stops& in, const RequestLimits& limits,
 }
 
 // The rules are in generation.proto, at SavePolicy.
-absl::Status ParseSave(const v1::GenerateRequest& request, SavePlan* plan) {
+absl::Status ParseSave(const v1::GenerateRequest& request, const RequestLimits& limits,
+                       SavePlan* plan) {
   const v1::SavePolicy& save = request.save();
   plan->at_end = save.at_end();
   plan->at_prompt_end = save.at_prompt_end();
@@ -147,6 +149,10 @@ absl::Status ParseSave(const v1::GenerateRequest& request, SavePlan* plan) {
     return InvalidField("save.every_tokens", absl::StrCat(save.every_tokens()),
                         absl::StrCat("0, or at least ", kMinSaveEveryTokens));
   }
+  const std::optional<statestore::StateCodec> codec =
+      save.codec().empty() ? limits.default_codec : statestore::StateCodecFor(save.codec());
+  if (!codec) return InvalidField("save.codec", save.codec(), "raw, zstd or bf16");
+  plan->codec = *codec;
   if (request.session().empty()) return absl::OkStatus();
   if (!request.has_save()) plan->at_end = true;
   if (!plan->saves_anything()) return absl::OkStatus();
@@ -179,7 +185,7 @@ absl::Status ParseLengths(const v1::GenerateRequest& request, const RequestLimit
 // What is saved, and under which names.
 absl::Status ParseKeeping(const v1::GenerateRequest& request, const RequestLimits& limits,
                           GenerateParams* params) {
-  absl::Status status = ParseSave(request, &params->save);
+  absl::Status status = ParseSave(request, limits, &params->save);
   if (!status.ok()) return status;
   params->ttl = limits.default_ttl;
   if (request.has_ttl()) {
@@ -294,6 +300,9 @@ void ToProto(const statestore::StateManifest& manifest, v1::State* state) {
   }
   state->set_size_bytes(manifest.stored_bytes);
   state->set_dropped(manifest.bytes_dropped);
+  state->set_codec(std::string(statestore::StateCodecName(manifest.codec)));
+  state->set_max_absolute_error(manifest.loss.max_absolute_error);
+  state->set_max_relative_error(manifest.loss.max_relative_error);
 }
 
 void ToProto(const statestore::Session& session, const statestore::StateManifest& head,

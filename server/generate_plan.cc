@@ -7,6 +7,7 @@
 #include "server/errors.h"
 #include "server/sampling.h"
 #include "server/validate.h"
+#include "statestore/slot_packing.h"
 
 namespace vivarium::server {
 namespace {
@@ -38,7 +39,8 @@ absl::Status FindSource(const Parts& parts, const GenerateParams& params, Genera
         absl::StrCat("nothing reused: session ", params.session, " did not exist");
   }
   if (plan->source_state_id.empty()) return absl::OkStatus();
-  auto source = LoadSource(parts, plan->source_state_id);
+  statestore::StorageLoss loss;
+  auto source = LoadSource(parts, plan->source_state_id, &loss);
   if (!source.ok()) return source.status();
   plan->request.source = *std::move(source);
   plan->reuse = kReuseRestored;
@@ -51,8 +53,12 @@ absl::Status FindSource(const Parts& parts, const GenerateParams& params, Genera
     absl::StrAppend(&plan->reuse_explanation, "; its ", std::string(engine::StateDTypeName(layout)),
                     " state goes on as ", std::string(engine::StateDTypeName(parts.model.layout)));
   }
-  plan->numerics_changed =
-      plan->request.source->identity.numerics_id != parts.model.identity.numerics_id;
+  plan->numerics_changed = loss.is_lossy() || plan->request.source->identity.numerics_id !=
+                                                  parts.model.identity.numerics_id;
+  if (loss.is_lossy()) {
+    absl::StrAppend(&plan->reuse_explanation, "; its SSM parts were stored as bf16, off by up to ",
+                    loss.max_absolute_error, " (relatively ", loss.max_relative_error, ")");
+  }
   return absl::OkStatus();
 }
 
@@ -79,7 +85,8 @@ absl::Status CheckIdentity(const engine::ModelIdentity& served, const engine::Mo
 }
 
 absl::StatusOr<std::unique_ptr<engine::StateSnapshot>> LoadSource(const Parts& parts,
-                                                                  const std::string& state_id) {
+                                                                  const std::string& state_id,
+                                                                  statestore::StorageLoss* loss) {
   absl::StatusOr<statestore::SavedState> saved = parts.store->Load(DefaultTenant(), state_id);
   if (absl::IsNotFound(saved.status())) {
     return WithReason(saved.status(), "STATE_NOT_FOUND", {{"state_id", state_id}});
@@ -88,6 +95,7 @@ absl::StatusOr<std::unique_ptr<engine::StateSnapshot>> LoadSource(const Parts& p
   statestore::StateManifest& manifest = saved->manifest;
   absl::Status status = CheckIdentity(parts.model.identity, manifest.identity, state_id);
   if (!status.ok()) return status;
+  if (loss != nullptr) *loss = manifest.loss;
   auto source = std::make_unique<engine::StateSnapshot>();
   source->identity = std::move(manifest.identity);
   source->layout = std::move(manifest.layout);
@@ -144,6 +152,8 @@ RequestLimits LimitsOf(const Parts& parts) {
   if (parts.options.default_ttl_seconds > 0) {
     limits.default_ttl = absl::Seconds(parts.options.default_ttl_seconds);
   }
+  limits.default_codec =
+      statestore::StateCodecFor(parts.options.codec).value_or(limits.default_codec);
   return limits;
 }
 

@@ -43,9 +43,10 @@ absl::StatusOr<GeneratePlan> PlanGenerate(const Parts& parts, const GeneratePara
 absl::Status CheckIdentity(const engine::ModelIdentity& served, const engine::ModelIdentity& source,
                            const std::string& state_id);
 
-// A stored state as a source. Checks that it belongs to the served model.
-absl::StatusOr<std::unique_ptr<engine::StateSnapshot>> LoadSource(const Parts& parts,
-                                                                  const std::string& state_id);
+// A stored state as a source. Checks that it belongs to the served model. `loss`, unless null: what
+// storing it lost.
+absl::StatusOr<std::unique_ptr<engine::StateSnapshot>> LoadSource(
+    const Parts& parts, const std::string& state_id, statestore::StorageLoss* loss = nullptr);
 
 // The ids of `input`, after `source` (null: at position 0, where BOS goes if the tokenizer wants
 // one). For chats the generation role's prefix comes last.

@@ -141,6 +141,12 @@ struct Metrics::Families {
   prometheus::Gauge& sessions = Gauge("vivarium_sessions", "Sessions.");
   prometheus::Gauge& live_bytes = Gauge("vivarium_store_live_bytes", "Bytes of these states.");
   prometheus::Gauge& disk_bytes = Gauge("vivarium_store_disk_bytes", "Bytes of the store on disk.");
+  prometheus::Counter& scrubbed_states =
+      Counter("vivarium_store_scrubbed_states_total", "States read again to find damage.").Add({});
+  prometheus::Counter& scrubbed_bytes =
+      Counter("vivarium_store_scrubbed_bytes_total", "Their bytes.").Add({});
+  prometheus::Counter& damaged_states =
+      Counter("vivarium_store_damaged_states_total", "Damaged ones, once each pass.").Add({});
   prometheus::Gauge& read_only =
       Gauge("vivarium_store_read_only", "1 while nothing can be saved: a fault, or a full disk.");
   prometheus::Gauge& draining = Gauge("vivarium_draining", "1 while the server drains.");
@@ -208,6 +214,12 @@ void Metrics::CountSweep(uint64_t num_expired, uint64_t num_orphan_chunks) {
 
 void Metrics::CountStoreFault() {
   families_->store_errors.Add({{"operation", "background"}, {"code", "FAULT"}}).Increment();
+}
+
+void Metrics::CountScrub(uint64_t num_states, uint64_t num_bytes, uint64_t num_damaged) {
+  families_->scrubbed_states.Increment(static_cast<double>(num_states));
+  families_->scrubbed_bytes.Increment(static_cast<double>(num_bytes));
+  families_->damaged_states.Increment(static_cast<double>(num_damaged));
 }
 
 void Metrics::SetStore(const statestore::StoreStats& stats) {

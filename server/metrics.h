@@ -32,6 +32,7 @@ class Metrics {
   void ObserveLoad(absl::Duration latency, uint64_t bytes, const absl::Status& status);
   void CountSweep(uint64_t num_expired, uint64_t num_orphan_chunks);
   void CountStoreFault();
+  void CountScrub(uint64_t num_states, uint64_t num_bytes, uint64_t num_damaged);
   void SetStore(const statestore::StoreStats& stats);
   void SetDraining(bool is_draining);
 

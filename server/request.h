@@ -42,6 +42,7 @@ struct SavePlan {
   bool at_end = false;
   bool at_prompt_end = false;
   uint32_t every_tokens = 0;
+  statestore::StateCodec codec = statestore::StateCodec::kRaw;
   Head head = Head::kStands;
 
   bool saves_anything() const { return at_end || at_prompt_end || every_tokens > 0; }
@@ -82,6 +83,7 @@ struct RequestLimits {
   int32_t max_tokens = 0;
   int32_t max_prompt_tokens = 0;
   absl::Duration default_ttl = absl::InfiniteDuration();
+  statestore::StateCodec default_codec = statestore::StateCodec::kRaw;
 };
 
 }  // namespace vivarium::server

@@ -26,6 +26,7 @@ namespace {
 constexpr size_t kMaxWaitingCalls = 1024;                   // for the executor
 constexpr absl::Duration kReadersGrace = absl::Seconds(5);  // to read the end, on a drain
 constexpr absl::Duration kCloseGrace = absl::Milliseconds(500);
+constexpr absl::Duration kScrubPause = absl::Minutes(1);  // between passes
 constexpr absl::Duration kStoreStatsPeriod = absl::Seconds(15);
 
 std::shared_ptr<spdlog::logger> MakeLog(const std::string& level) {
@@ -96,6 +97,9 @@ class RunningServer final : public Server, private engine::EngineEvents {
   void RunDrain(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mutex_);
   void AwaitReaders();
   void RunSweeps() ABSL_LOCKS_EXCLUDED(mutex_);
+  void RunScrubs() ABSL_LOCKS_EXCLUDED(mutex_);
+  // True when the server stops before.
+  bool StopsWithin(absl::Duration duration) ABSL_LOCKS_EXCLUDED(mutex_);
   void UpdateStoreMetrics();
 
   // From what lives longest to what goes first.
@@ -124,6 +128,7 @@ class RunningServer final : public Server, private engine::EngineEvents {
   absl::Status fault_ ABSL_GUARDED_BY(mutex_);
   std::thread drain_thread_ ABSL_GUARDED_BY(mutex_);
   std::thread sweep_thread_;
+  std::thread scrub_thread_;
 };
 
 absl::Status RunningServer::Start() {
@@ -134,6 +139,9 @@ absl::Status RunningServer::Start() {
   if (status.ok()) status = OpenPorts();
   if (!status.ok()) return status;
   sweep_thread_ = std::thread([this] { RunSweeps(); });
+  if (parts_.options.scrub_bytes_per_second > 0) {
+    scrub_thread_ = std::thread([this] { RunScrubs(); });
+  }
   log_->info("event=listening address={} metrics={}", address(), metrics_address_);
   return absl::OkStatus();
 }
@@ -352,6 +360,35 @@ void RunningServer::RunSweeps() {
   }
 }
 
+bool RunningServer::StopsWithin(absl::Duration duration) {
+  absl::MutexLock lock(&mutex_);
+  return mutex_.AwaitWithTimeout(absl::Condition(&is_stopping_), duration);
+}
+
+// Over and over: one pass over everything stored, a pause.
+void RunningServer::RunScrubs() {
+  statestore::ScrubReport last;
+  statestore::ScrubOptions options;
+  options.bytes_per_second = static_cast<uint64_t>(parts_.options.scrub_bytes_per_second);
+  options.pause = [this](absl::Duration duration) { return !StopsWithin(duration); };
+  options.on_progress = [&](const statestore::ScrubReport& so_far) {
+    metrics_.CountScrub(so_far.num_states - last.num_states, so_far.num_bytes - last.num_bytes,
+                        so_far.num_damaged - last.num_damaged);
+    last = so_far;
+  };
+  while (!StopsWithin(kScrubPause)) {
+    last = statestore::ScrubReport();
+    auto report = store_->Scrub(options);
+    if (absl::IsCancelled(report.status())) return;
+    if (!report.ok()) {
+      log_->warn("event=scrub_failed message=\"{}\"", report.status().ToString());
+    } else if (report->num_damaged > 0) {
+      log_->error("event=scrub_found_damage states={} damaged={}", report->num_states,
+                  report->num_damaged);
+    }
+  }
+}
+
 RunningServer::~RunningServer() {
   if (port_ != nullptr) {
     Drain(absl::Now());
@@ -365,6 +402,7 @@ RunningServer::~RunningServer() {
   }
   if (drain_thread.joinable()) drain_thread.join();
   if (sweep_thread_.joinable()) sweep_thread_.join();
+  if (scrub_thread_.joinable()) scrub_thread_.join();
   metrics_.SetEngine(nullptr);
 }
 

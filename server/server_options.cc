@@ -58,7 +58,7 @@ absl::Status CheckAddress(std::string_view option, const std::string& address, b
 
 absl::Status CheckSizes(const ServerOptions& o) {
   constexpr int64_t kDay = 24 * 3600;
-  const std::array<IntRange, 16> ranges = {{
+  const std::array<IntRange, 17> ranges = {{
       {"threads", o.threads, 0, 256},
       {"max-slots", o.max_slots, 1, 4096},
       {"max-live-streams", o.max_live_streams, 1, 1 << 16},
@@ -71,6 +71,7 @@ absl::Status CheckSizes(const ServerOptions& o) {
       {"default-max-tokens", o.default_max_tokens, 1, o.max_tokens},
       {"max-prompt-tokens", o.max_prompt_tokens, 1, 1 << 22},
       {"default-ttl-seconds", o.default_ttl_seconds, 0, 100 * 366 * kDay},
+      {"scrub-bytes-per-second", o.scrub_bytes_per_second, 0, int64_t{1} << 40},
       {"disk-reserve-bytes", o.disk_reserve_bytes, 0, int64_t{1} << 60},
       {"sweep-seconds", o.sweep_seconds, 1, kDay},
       {"request-ttl-seconds", o.request_ttl_seconds, 1, 30 * kDay},
@@ -142,6 +143,7 @@ absl::Status ValidateServerOptions(const ServerOptions& options) {
   if (status.ok()) {
     status = CheckChoice("log-level", options.log_level, {"debug", "info", "warn", "error", "off"});
   }
+  if (status.ok()) status = CheckChoice("codec", options.codec, {"raw", "zstd", "bf16"});
   if (status.ok() && options.device.empty()) {
     status = absl::InvalidArgumentError("--device is empty; expected e.g. \"cpu\"");
   }

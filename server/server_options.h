@@ -53,6 +53,9 @@ struct ServerOptions {
 
   // States. 0 = states of requests without a ttl never expire.
   int64_t default_ttl_seconds = 0;
+  std::string codec = "raw";  // of states whose request names none: "raw", "zstd", "bf16"
+  // How fast stored states are read again to find damage before it is met; 0 = never.
+  int64_t scrub_bytes_per_second = int64_t{4} << 20;
   int64_t disk_reserve_bytes = int64_t{256} << 20;  // rocksdb_store.h
   int32_t sweep_seconds = 60;  // how often expired states and requests are dropped
   // How long finished requests are remembered for idempotent retries (the store bounds how many).

@@ -34,6 +34,7 @@ StateManifest StreamSaver::NextManifest(engine::StateSnapshot* snapshot) const {
   manifest.transcript = std::move(snapshot->transcript);
   manifest.session = params_->session;
   manifest.labels = params_->labels;
+  manifest.codec = params_->save.codec;
   manifest.created = absl::Now();
   manifest.expires = manifest.created + params_->ttl;
   return manifest;

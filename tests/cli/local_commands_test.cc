@@ -275,5 +275,52 @@ TEST(ConfigCheckTest, ExitCodesAndSentences) {
   EXPECT_EQ(Vivarium({"config", "check", dir.File("none")}).exit_code, 2);
 }
 
+// A store that a server left: looked at, backed up, restored, verified; damage is found.
+TEST(StoreCommandsTest, VerifyBackupAndRestore) {
+  TempDir dir;
+  const std::string store = dir.path() + "/store";
+  EXPECT_EQ(Vivarium({"store", "stats", "--store", store}).exit_code, 4);
+  auto server =
+      ServerProcess::Start({.store_dir = store, .args = {"--threads", "1", "--codec", "bf16"}});
+  ASSERT_TRUE(server.ok()) << server.status();
+  for (const char* codec : {"raw", "zstd", ""}) {
+    std::vector<std::string> args = {"generate",  "Once", "--max-tokens", "4",
+                                     "--session", "s",    "--server",     (*server)->address()};
+    if (*codec != '\0') args.insert(args.end(), {"--codec", codec});
+    const ProcessResult made = Vivarium(args);
+    ASSERT_EQ(made.exit_code, 0) << made.err;
+  }
+  const ProcessResult shown = Vivarium({"sessions", "show", "s", "--server", (*server)->address()});
+  EXPECT_THAT(shown.out, HasSubstr("bf16"));
+  EXPECT_THAT(shown.out, HasSubstr("off by up to"));
+  const ProcessResult busy = Vivarium({"store", "verify", "--store", store});
+  EXPECT_EQ(busy.exit_code, 4);
+  EXPECT_THAT(busy.err, HasSubstr("open already"));
+  server->reset();
+  const auto run_json = [&](std::vector<std::string> args) {
+    args.push_back("--json");
+    const ProcessResult result = Vivarium(args);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return Json::parse(result.out, nullptr, /*allow_exceptions=*/false);
+  };
+  EXPECT_EQ(run_json({"store", "stats", "--store", store})["states"], 3);
+  EXPECT_EQ(run_json({"store", "verify", "--store", store})["num_damaged"], 0);
+  const std::string backups = dir.path() + "/backups";
+  for (int i = 0; i < 2; ++i) {
+    const ProcessResult made = Vivarium({"store", "backup", "--store", store, "--to", backups});
+    EXPECT_EQ(made.exit_code, 0) << made.err;
+  }
+  EXPECT_EQ(NumLines(Vivarium({"store", "backups", backups}).out), 3u);
+  for (const char* command : {"compact", "gc"}) {
+    EXPECT_EQ(Vivarium({"store", command, "--store", store}).exit_code, 0);
+  }
+  const std::string restored = dir.path() + "/restored";
+  const Json report =
+      run_json({"store", "restore", "--from", backups, "--store", restored, "--id", "1"});
+  EXPECT_EQ(report["states"], 3);
+  EXPECT_EQ(report["num_damaged"], 0);
+  EXPECT_EQ(Vivarium({"store", "restore", "--from", backups, "--store", restored}).exit_code, 4);
+}
+
 }  // namespace
 }  // namespace vivarium::test

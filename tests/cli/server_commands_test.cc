@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -16,6 +17,7 @@
 #include "tests/support/process.h"
 #include "tests/support/server_process.h"
 #include "tests/support/temp_dir.h"
+#include "tests/support/test_environment.h"
 
 namespace vivarium::test {
 namespace {
@@ -340,6 +342,28 @@ TEST(ServeTest, SaysWhyItCannotStart) {
                                  (*server)->address(), "--metrics-listen", ""});
   EXPECT_EQ(taken->exit_code, 4);
   EXPECT_THAT(taken->err, HasSubstr((*server)->address()));
+}
+
+// The program in cli/README.md, on a state of the bundled model.
+TEST_F(ServerCommandsTest, SafetensorsOpenInPython) {
+  if (std::system("python3 -c '' 2>/dev/null") != 0) GTEST_SKIP() << "there is no python3";
+  const Json made = RunJson({"generate", "Once upon", "--max-tokens", "3"});
+  const std::string id = made["state_id"];
+  const std::string file = dir_.File("state.safetensors");
+  const Json written = RunJson({"states", "export", id, "--format", "safetensors", "--out", file});
+  EXPECT_EQ(written["bytes"], ReadFile(file).size());
+  const std::string readme = ReadFile(RootDir() + "/cli/README.md");
+  const std::string fence = "```python\n";
+  const size_t begin = readme.find(fence);
+  ASSERT_NE(begin, std::string::npos);
+  const size_t code = begin + fence.size();
+  WriteFile(dir_.File("load.py"), readme.substr(code, readme.find("```", code) - code));
+  const auto result = RunProcess({"/usr/bin/env", "python3", dir_.File("load.py"), file}, {});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->exit_code, 0) << result->err;
+  EXPECT_THAT(result->out, HasSubstr(id));
+  EXPECT_THAT(result->out, HasSubstr("layers.0.conv"));
+  EXPECT_THAT(result->out, HasSubstr("layers.0.ssm"));
 }
 
 }  // namespace
