@@ -40,13 +40,13 @@ class RealEngine {
   }
 
   std::shared_ptr<Recorded> Submit(EngineRequest request) {
-    const auto record = std::make_shared<Recorded>();
+    auto record = std::make_shared<Recorded>();
     const auto id = engine_->Submit(std::move(request), std::make_unique<RecordingSink>(record));
     EXPECT_TRUE(id.ok()) << id.status();
     return record;
   }
   std::shared_ptr<Recorded> Run(EngineRequest request) {
-    const auto record = Submit(std::move(request));
+    auto record = Submit(std::move(request));
     record->done.WaitForNotification();
     return record;
   }
