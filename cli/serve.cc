@@ -15,8 +15,6 @@
 namespace vivarium::cli {
 namespace {
 
-constexpr int kExitDeviceFault = 5;  // of this command alone: start the server again
-
 constexpr char kFooter[] =
     "Prints 'listening on HOST:PORT' when calls are answered. SIGTERM or Ctrl-C: no new work;\n"
     "running streams finish, or after --drain-seconds are saved and told their state's id; exit "

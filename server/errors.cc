@@ -6,6 +6,7 @@
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
+#include "engine/runtime/engine.h"
 #include "engine/text/utf8.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
@@ -108,6 +109,11 @@ absl::Status DrainingError() {
                     "DRAINING");
 }
 
+absl::Status DeviceFaultError() {
+  return WithReason(absl::UnavailableError("the device has failed; another server takes over"),
+                    "DEVICE_FAULT");
+}
+
 absl::Status BusyError(std::string_view what, size_t limit) {
   return WithRetryDelay(
       WithReason(absl::ResourceExhaustedError(
@@ -117,6 +123,7 @@ absl::Status BusyError(std::string_view what, size_t limit) {
 }
 
 absl::Status SubmitError(absl::Status status) {
+  if (engine::IsDeviceFault(status)) return WithReason(std::move(status), "DEVICE_FAULT");
   if (absl::IsUnavailable(status)) return WithReason(std::move(status), "DRAINING");
   if (!absl::IsResourceExhausted(status)) return status;
   return WithRetryDelay(WithReason(std::move(status), "QUEUE_FULL"), kQueueFullRetryDelay);

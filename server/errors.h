@@ -37,6 +37,8 @@ absl::Status InvalidField(std::string_view field, std::string_view value,
                           std::string_view expected);
 // UNAVAILABLE, reason DRAINING.
 absl::Status DrainingError();
+// UNAVAILABLE, reason DEVICE_FAULT: no new work, since the device has failed.
+absl::Status DeviceFaultError();
 // RESOURCE_EXHAUSTED with a retry delay: no room for more calls.
 absl::Status BusyError(std::string_view what, size_t limit);
 

@@ -52,7 +52,7 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* GenerateCall::Start(
 }
 
 absl::Status GenerateCall::Admit(const v1::GenerateRequest& request) {
-  if (parts_->is_draining) return DrainingError();
+  if (absl::Status status = parts_->CheckServing(); !status.ok()) return status;
   const int32_t max_open = parts_->max_open_streams();
   if (parts_->num_open_streams > max_open) {
     return BusyError("open streams", static_cast<size_t>(max_open));
@@ -197,7 +197,7 @@ void GenerateCall::Complete(engine::FinishInfo info) {
   }
   if (status.ok() && reason == FinishReason::kError) {
     status = info.status;
-    if (absl::IsUnavailable(status)) {  // a fault of the device: this is where to go on
+    if (engine::IsDeviceFault(status)) {  // this is where to go on
       status = WithReason(std::move(status), "DEVICE_FAULT",
                           {{"last_state_id", saver_->last_state_id()}});
     }

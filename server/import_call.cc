@@ -110,7 +110,7 @@ absl::Status ImportCall::CheckSaved(const statestore::SavedState& saved) const {
 }
 
 absl::Status ImportCall::Store() {
-  if (parts_->is_draining) return DrainingError();
+  if (absl::Status status = parts_->CheckServing(); !status.ok()) return status;
   v1::ImportMetadata metadata;
   absl::StatusOr<statestore::SavedState> saved;
   {

@@ -11,6 +11,7 @@
 #include "engine/runtime/engine.h"
 #include "engine/text/chat.h"
 #include "engine/text/tokenizer.h"
+#include "server/errors.h"
 #include "server/executor.h"
 #include "server/server_options.h"
 #include "server/session_manager.h"
@@ -65,7 +66,14 @@ struct Parts {
   absl::Time started;
 
   std::atomic<bool> is_draining{false};
+  std::atomic<bool> has_device_fault{false};
   std::atomic<int32_t> num_open_streams{0};  // Generate calls, stalled readers included
+
+  // What new work is answered: OK, or why none is taken.
+  absl::Status CheckServing() const {
+    if (has_device_fault) return DeviceFaultError();
+    return is_draining ? DrainingError() : absl::OkStatus();
+  }
 
   // Generate calls at most: those that the engine holds, and as many again that have ended there
   // but whose clients have not read to the end.

@@ -39,7 +39,7 @@ grpc::ServerUnaryReactor* ScoreCall::Start(Parts* parts, grpc::CallbackServerCon
   auto call = std::make_shared<ScoreCall>(parts, context, response);
   ScoreCall* const reactor = call.get();
   reactor->self_ = call;
-  absl::Status status = parts->is_draining ? DrainingError() : absl::OkStatus();
+  absl::Status status = parts->CheckServing();
   if (status.ok()) {
     auto params = ParseScore(request, LimitsOf(*parts));
     status = params.status();
@@ -114,6 +114,9 @@ void ScoreCall::OnFinished(int score_index, engine::FinishInfo info) {
       break;
     case engine::FinishReason::kDrained:
       status = DrainingError();
+      break;
+    case engine::FinishReason::kError:
+      status = SubmitError(status);  // with the reason of a device's fault
       break;
     default:
       break;

@@ -328,6 +328,7 @@ void RunningServer::AwaitReaders() {
   const absl::Time until = absl::Now() + kReadersGrace;
   while (parts_.num_open_streams > 0 && absl::Now() < until) {
     absl::SleepFor(absl::Milliseconds(5));
+  parts_.has_device_fault = true;
   }
 }
 

@@ -5,6 +5,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "engine/model/model.h"
 #include "engine/runtime/engine_loop.h"
@@ -20,6 +21,8 @@ namespace vivarium::engine {
 namespace {
 
 class ThreadedEngine final : public Engine {
+constexpr char kDeviceFaultPayload[] = "vivarium.engine/device_fault";
+
  public:
   ThreadedEngine(Model* model, const Tokenizer* tokenizer, ModelIdentity identity,
                  const EngineOptions& options, std::unique_ptr<StatePool> pool,
@@ -177,6 +180,17 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model* model, const Token
   }
   const int32_t num_slots =
       options.max_slots + options.snapshot_slots + SpareSlots(*model->backend(), options.max_slots);
+absl::Status DeviceFaultError(const std::string& fault) {
+  absl::Status status = absl::UnavailableError(
+      absl::StrCat("the device failed (", fault, "); states that were saved before are safe"));
+  status.SetPayload(kDeviceFaultPayload, absl::Cord());
+  return status;
+}
+
+bool IsDeviceFault(const absl::Status& status) {
+  return status.GetPayload(kDeviceFaultPayload).has_value();
+}
+
   auto pool = StatePool::Create(model->backend(), model->state_layout().slot_bytes, num_slots);
   if (!pool.ok()) return pool.status();
   auto sampler = TokenSampler::Create(model->backend(), num_ids, model->config().padded_vocab_size,

@@ -102,6 +102,10 @@ struct FinishInfo {
 
 // Where a stream's events go. Called by the engine's thread, never concurrently; must not block and
 // must not call the Engine, except Cancel. Order: OnStarted at most once, then OnTokens and
+// The device has failed, for good: UNAVAILABLE, naming the fault, and IsDeviceFault.
+absl::Status DeviceFaultError(const std::string& fault);
+bool IsDeviceFault(const absl::Status& status);
+
 // OnSnapshot, then OnFinished exactly once. Destroyed after OnFinished, on the engine's thread.
 class StreamSink {
  public:
@@ -163,9 +167,8 @@ struct EngineStats {
 class EngineEvents {
  public:
   virtual ~EngineEvents() = default;
-  // The device has failed, for good: every stream has ended with `status`, UNAVAILABLE naming the
-  // fault, and so does every Submit from now on. Once, on the engine's thread; must not block nor
-  // call the Engine.
+  // Every stream has ended with `status`, which IsDeviceFault, and so does every Submit from now
+  // on. Once, on the engine's thread; must not block nor call the Engine.
   virtual void OnFault(const absl::Status& status) = 0;
 };
 
@@ -187,7 +190,7 @@ class Engine {
   // INVALID_ARGUMENT naming field, value and limit; FAILED_PRECONDITION, naming both sides, for a
   // source of another model, tokenizer or layout (one that differs in its parts' dtypes alone, f32
   // and bf16, is converted: state_convert.h); RESOURCE_EXHAUSTED when the queue is full;
-  // UNAVAILABLE when draining, or after a fault of the device.
+  // UNAVAILABLE when draining, or after a fault of the device (IsDeviceFault).
   virtual absl::StatusOr<StreamId> Submit(EngineRequest request,
                                           std::unique_ptr<StreamSink> sink) = 0;
   // The stream finishes with kCancelled within two steps (OnFinished comes when the bytes of its

@@ -6,8 +6,6 @@
 #include <optional>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
-
 namespace vivarium::engine {
 namespace {
 
@@ -91,8 +89,7 @@ bool EngineLoop::IsFaulty() {
   if (fault_.ok()) {
     const std::string fault = model_->backend()->fault();
     if (fault.empty()) return false;
-    fault_ = absl::UnavailableError(
-        absl::StrCat("the device failed (", fault, "); states that were saved before are safe"));
+    fault_ = DeviceFaultError(fault);
   }
   transfers_.Drop();
   for (Finished& finished : finished_) {

@@ -77,10 +77,12 @@ class FaultyEngine {
     }
     EXPECT_EQ(events_.num_faults, 1);
     EXPECT_EQ(events_.last.code(), absl::StatusCode::kUnavailable);
+    EXPECT_TRUE(IsDeviceFault(events_.last));
     const auto late = std::make_shared<Recorded>();
     const auto refused =
         engine_->Submit(MakeRequest({1}, 1), std::make_unique<RecordingSink>(late));
     EXPECT_EQ(refused.status().code(), absl::StatusCode::kUnavailable);
+    EXPECT_TRUE(IsDeviceFault(refused.status()));
     EXPECT_THAT(std::string(refused.status().message()), HasSubstr("uncorrectable memory error"));
     EXPECT_EQ(engine_->Stats().used_slots, 0);
     engine_->Drain(absl::Now());

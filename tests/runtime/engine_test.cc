@@ -245,7 +245,9 @@ TEST(Engine, DrainLetsFinishWhatCanAndKeepsTheRest) {
   test.engine->Drain(absl::InfiniteFuture());
   EXPECT_TRUE(brief.record->sink_destroyed);
   EXPECT_EQ(brief.record->finished->reason, FinishReason::kLength);
-  EXPECT_EQ(test.Refusal(MakeRequest(Tokens(3), 5)).code(), absl::StatusCode::kUnavailable);
+  const absl::Status refusal = test.Refusal(MakeRequest(Tokens(3), 5));
+  EXPECT_EQ(refusal.code(), absl::StatusCode::kUnavailable);
+  EXPECT_FALSE(IsDeviceFault(refusal));
 
   TestEngine other;
   EngineRequest request = MakeRequest(Tokens(3), kEndless);

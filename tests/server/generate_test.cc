@@ -322,7 +322,7 @@ TEST_F(GenerateTest, AFaultOfTheDeviceSaysWhereToGoOn) {
   engine_->AllowTokens(20);
   std::thread breaker([&] {
     engine_->AwaitOutputTokens(20);
-    engine_->FailStreams(absl::UnavailableError("the device failed (memory)"));
+    engine_->FailStreams(engine::DeviceFaultError("memory"));
   });
   const Answer answer = Generate(request);
   breaker.join();
@@ -336,7 +336,7 @@ TEST_F(GenerateTest, AFaultOfTheDeviceSaysWhereToGoOn) {
   resume.set_state_id(answer.saved[0].id());
   std::thread again([&] {
     engine_->AwaitLiveStreams(1);
-    engine_->FailStreams(absl::UnavailableError("the device failed (memory)"));
+    engine_->FailStreams(engine::DeviceFaultError("memory"));
   });
   const Answer second = Generate(resume);
   again.join();
@@ -376,3 +376,17 @@ TEST_F(GenerateTest, DrainingRefusesNewStreams) {
 
 }  // namespace
 }  // namespace vivarium::server
+TEST_F(GenerateTest, AfterAFaultNewStreamsAreRefusedForThat) {
+  // The engine knows first.
+  engine_->FailNextSubmit(engine::DeviceFaultError("memory"));
+  const Answer first = Generate(Request());
+  EXPECT_EQ(first.status.error_code(), StatusCode::UNAVAILABLE);
+  EXPECT_EQ(first.error.reason(), "DEVICE_FAULT");
+  // Then the server, which drains besides.
+  parts_.has_device_fault = true;
+  parts_.is_draining = true;
+  const Answer second = Generate(Request());
+  EXPECT_EQ(second.status.error_code(), StatusCode::UNAVAILABLE);
+  EXPECT_EQ(second.error.reason(), "DEVICE_FAULT");
+}
+
