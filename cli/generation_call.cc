@@ -83,6 +83,7 @@ Json GenerationJson(const GenerationResult& result) {
        {{"restored_tokens", usage.restored_tokens()},
         {"prefill_tokens", usage.prefill_tokens()},
         {"output_tokens", usage.output_tokens()},
+        {"skipped_snapshots", usage.skipped_snapshots()},
         {"prefill_seconds", Seconds(usage.prefill_time())},
         {"decode_seconds", Seconds(usage.decode_time())}}},
       {"state_id", result.StateId()},

@@ -19,6 +19,7 @@ class GenerateCall::Sink final : public engine::StreamSink {
   explicit Sink(std::shared_ptr<GenerateCall> call) : call_(std::move(call)) {}
   void OnStarted(const engine::StartedInfo& info) override { call_->OnStarted(info); }
   void OnToken(engine::TokenEvent event) override { call_->OnToken(event); }
+  bool AcceptsSnapshot(uint64_t /*position*/) override { return call_->AcceptsSnapshot(); }
   void OnSnapshot(std::unique_ptr<engine::StateSnapshot> snapshot) override {
     call_->OnSnapshot(std::move(snapshot));
   }
@@ -181,6 +182,10 @@ void GenerateCall::SaveOne(PendingSave save) {
     save_failure_ = manifest.status();
     return CancelStream();
   }
+  {
+    absl::MutexLock lock(&mutex_);  // before the client hears of it
+    --num_snapshots_in_flight_;
+  }
   v1::GenerateResponse message;
   ToProto(*manifest, message.mutable_saved()->mutable_state());
   Emit(std::move(message));
@@ -255,6 +260,7 @@ v1::Finished GenerateCall::MakeFinished(const engine::FinishInfo& info) const {
   usage->set_restored_tokens(info.restored_tokens);
   usage->set_prefill_tokens(info.prefill_tokens);
   usage->set_output_tokens(info.output_tokens);
+  usage->set_skipped_snapshots(info.skipped_snapshots);
   *usage->mutable_prefill_time() = ToProto(info.prefill_time);
   *usage->mutable_decode_time() = ToProto(info.decode_time);
   if (!info.stop.empty()) finished.mutable_stop()->set_matched_string(info.stop);
@@ -264,10 +270,10 @@ v1::Finished GenerateCall::MakeFinished(const engine::FinishInfo& info) const {
 
 void GenerateCall::Report(const absl::Status& status, const v1::Usage& usage) {
   CallReport report{"Generate", status, absl::Now() - arrived_, ""};
-  report.fields =
-      absl::StrCat(params_.session.empty() ? "" : absl::StrCat(" session=", params_.session),
-                   " restored=", usage.restored_tokens(), " prefill=", usage.prefill_tokens(),
-                   " output=", usage.output_tokens());
+  report.fields = absl::StrCat(
+      params_.session.empty() ? "" : absl::StrCat(" session=", params_.session),
+      " restored=", usage.restored_tokens(), " prefill=", usage.prefill_tokens(),
+      " output=", usage.output_tokens(), " skipped_snapshots=", usage.skipped_snapshots());
   ReportCall(*parts_, report);
 }
 
@@ -299,17 +305,26 @@ void GenerateCall::OnToken(const engine::TokenEvent& event) {
   if (must_ring) Ring();
 }
 
-// At most one every-N snapshot waits: while storing lags behind, a newer one takes its place.
+// One in flight: between the engine's question and the store's answer.
+bool GenerateCall::AcceptsSnapshot() {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (num_snapshots_in_flight_ == 0) {
+      ++num_snapshots_in_flight_;
+      return true;
+    }
+  }
+  parts_->metrics->CountSkippedSnapshot();
+  return false;
+}
+
 void GenerateCall::OnSnapshot(std::unique_ptr<engine::StateSnapshot> snapshot) {
   const bool is_prompt_end =
       params_.save.at_prompt_end && snapshot->position == prompt_end_position_;
   bool must_run = false;
   {
     absl::MutexLock lock(&mutex_);
-    if (!saves_.empty() && !saves_.back().is_prompt_end) {
-      Supersede(*saves_.back().snapshot, snapshot.get());
-      saves_.pop_back();
-    }
+    num_snapshots_in_flight_ += is_prompt_end ? 1 : 0;  // of these the engine does not ask
     saves_.push_back({std::move(snapshot), is_prompt_end});
     must_run = MustRunSaves();
   }

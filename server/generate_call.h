@@ -68,6 +68,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   // From the engine.
   void OnStarted(const engine::StartedInfo& info) ABSL_LOCKS_EXCLUDED(mutex_);
   void OnToken(const engine::TokenEvent& event) ABSL_LOCKS_EXCLUDED(mutex_);
+  bool AcceptsSnapshot() ABSL_LOCKS_EXCLUDED(mutex_);
   void OnSnapshot(std::unique_ptr<engine::StateSnapshot> snapshot) ABSL_LOCKS_EXCLUDED(mutex_);
   void OnFinished(engine::FinishInfo info) ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -108,7 +109,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
 
   std::optional<engine::StreamId> stream_id_ ABSL_GUARDED_BY(mutex_);
   bool is_cancelled_ ABSL_GUARDED_BY(mutex_) = false;
-  std::deque<PendingSave> saves_ ABSL_GUARDED_BY(mutex_);  // see OnSnapshot for its bound
+  // Of the engine's snapshots, those on their way to the store: the prompt's end and one at most.
+  int num_snapshots_in_flight_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::deque<PendingSave> saves_ ABSL_GUARDED_BY(mutex_);  // of these, those that wait
   std::optional<engine::FinishInfo> finish_info_ ABSL_GUARDED_BY(mutex_);
   bool is_saving_ ABSL_GUARDED_BY(mutex_) = false;
 };

@@ -124,6 +124,10 @@ struct Metrics::Families {
       Latency("vivarium_time_per_output_token_seconds", "Mean time between tokens of a stream.");
   prometheus::Histogram& commit_time =
       Latency("vivarium_store_commit_seconds", "Durable commits of the store.");
+  prometheus::Counter& skipped_snapshots =
+      Counter("vivarium_skipped_snapshots_total",
+              "Snapshots every N tokens not taken, since one of the stream was still being stored.")
+          .Add({});
   prometheus::Histogram& load_time = Latency("vivarium_store_load_seconds", "Loads of states.");
   prometheus::Counter& committed_bytes =
       Counter("vivarium_store_committed_bytes_total", "State bytes stored.").Add({});
@@ -180,6 +184,8 @@ void Metrics::ObserveQueueTime(absl::Duration duration) {
 void Metrics::ObserveFirstToken(absl::Duration duration) {
   families_->first_token.Observe(absl::ToDoubleSeconds(duration));
 }
+
+void Metrics::CountSkippedSnapshot() { families_->skipped_snapshots.Increment(); }
 
 void Metrics::ObserveTokenTime(absl::Duration duration) {
   families_->token_time.Observe(absl::ToDoubleSeconds(duration));

@@ -25,6 +25,7 @@ class Metrics {
   void CountRpc(std::string_view method, const absl::Status& status);
   void CountReuse(std::string_view reason);  // kReuse... of generate_plan.h
   void CountTokens(uint64_t restored, uint64_t computed, uint64_t output);
+  void CountSkippedSnapshot();
   void ObserveQueueTime(absl::Duration duration);
   void ObserveFirstToken(absl::Duration duration);  // from the call's arrival
   void ObserveTokenTime(absl::Duration duration);   // mean of one stream

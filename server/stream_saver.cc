@@ -8,11 +8,6 @@ using engine::FinishReason;
 using statestore::Commit;
 using statestore::StateManifest;
 
-void Supersede(const engine::StateSnapshot& older, engine::StateSnapshot* newer) {
-  newer->transcript.insert(newer->transcript.begin(), older.transcript.begin(),
-                           older.transcript.end());
-}
-
 StreamSaver::StreamSaver(const Parts* parts, const GenerateParams* params, Origin origin)
     : parts_(parts),
       params_(params),

@@ -16,9 +16,6 @@
 
 namespace vivarium::server {
 
-// Makes `newer` cover the tokens of `older` too, which will not be stored.
-void Supersede(const engine::StateSnapshot& older, engine::StateSnapshot* newer);
-
 // Not thread-safe: one piece of work at a time. Every method but the constructor blocks on the
 // store. Holds the session's lease until it is destroyed.
 class StreamSaver {

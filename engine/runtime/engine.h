@@ -38,7 +38,8 @@ struct SavePolicy {
   bool at_end =
       false;  // in FinishInfo::state: also on cancel, deadline and drain, at the point reached
   bool at_prompt_end = false;  // before the prompt's last token is consumed: it is pending
-  uint32_t every_tokens = 0;   // at absolute positions that are multiples of it; 0 = off
+  // At absolute positions that are multiples of it, where StreamSink::AcceptsSnapshot; 0 = off.
+  uint32_t every_tokens = 0;
 };
 
 struct StopCriteria {
@@ -92,9 +93,10 @@ struct FinishInfo {
   std::string stop;                      // the stop string that matched, or ""
   std::optional<int32_t> stop_token_id;  // the end-of-sequence or stop id that ended the stream
   uint64_t restored_tokens;
-  uint64_t prefill_tokens;  // tokens really fed before the first sample (engine's counter)
-  uint64_t output_tokens;   // sampled tokens
-  uint64_t position;        // tokens consumed, the source's included
+  uint64_t prefill_tokens;     // tokens really fed before the first sample (engine's counter)
+  uint64_t output_tokens;      // sampled tokens
+  uint64_t position;           // tokens consumed, the source's included
+  uint64_t skipped_snapshots;  // every_tokens ones that the sink did not accept
   std::unique_ptr<StateSnapshot> state;  // when asked for and the stream ever ran
   std::vector<TokenLogprob> scores;      // EngineRequest::score
   absl::Duration prefill_time, decode_time;
@@ -112,6 +114,10 @@ class StreamSink {
   virtual ~StreamSink() = default;
   virtual void OnStarted(const StartedInfo& info) = 0;
   virtual void OnToken(TokenEvent event) = 0;
+  // Asked once for each position at which an every_tokens snapshot is due, before it is taken, in
+  // order. True: it comes, unless the stream ends with an error. False: it is skipped, and not even
+  // copied: where storing lags. The states at the prompt's end and at the end are never skipped.
+  virtual bool AcceptsSnapshot(uint64_t /*position*/) { return true; }
   // at_prompt_end and every_tokens snapshots, when their bytes have arrived on the host: tokens of
   // later positions may have come before. `transcript` covers the tokens since the stream's
   // previous snapshot (else since the source).

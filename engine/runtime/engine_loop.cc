@@ -194,7 +194,7 @@ int32_t EngineLoop::NumLogitRows(const Sequence& sequence, int32_t num_tokens) c
   return sequence.request().max_tokens > 0 && reaches_end ? 1 : 0;
 }
 
-void EngineLoop::AddSegments(const Sequence& sequence, PlannedRun* run) {
+void EngineLoop::AddSegments(Sequence& sequence, PlannedRun* run) {
   const auto first_row = static_cast<int32_t>(token_ids_.size());
   const uint64_t first = sequence.position();
   const auto row_at = [&](uint64_t position) {
@@ -227,7 +227,7 @@ float* EngineLoop::Forward(std::vector<PlannedRun>* runs) {
   num_snapshots_taken_ = 0;
   for (PlannedRun& run : *runs) {
     if (run.num_tokens == 0) continue;
-    const Sequence& sequence = *sequences_.at(run.id);
+    Sequence& sequence = *sequences_.at(run.id);
     const int32_t begin = static_cast<int32_t>(token_ids_.size());
     AddSegments(sequence, &run);
     const int32_t num_tokens = run.num_tokens;
@@ -385,6 +385,7 @@ void EngineLoop::FinishSequence(Sequence& sequence, Ending ending, absl::Status 
       std::min(sequence.position() - sequence.source_position(), sequence.prefill_tokens());
   info.output_tokens = sequence.output_tokens();
   info.position = sequence.position();
+  info.skipped_snapshots = sequence.skipped_snapshots();
   info.scores = std::move(sequence.scores);
   if (sequence.started) {
     const bool has_sampled = sequence.output_tokens() > 0;

@@ -71,7 +71,7 @@ class EngineLoop {
   // snapshot is due and no slot is free for it.
   float* Forward(std::vector<PlannedRun>* runs);
   // The run's segments: a chain, cut at the snapshots inside of it, each with a slot of its own.
-  void AddSegments(const Sequence& sequence, PlannedRun* run);
+  void AddSegments(Sequence& sequence, PlannedRun* run);
   // Samples and scores, for every row of logits, what its run wants it for.
   void Sample(const std::vector<PlannedRun>& runs, float* logits);
   // Takes in what the run gave; row `row` of the sampler's is its first. Returns how many are its.

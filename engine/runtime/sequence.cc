@@ -86,19 +86,30 @@ std::optional<Ending> Sequence::Accept(int32_t token_id, TokenEvent* event) {
   return std::nullopt;
 }
 
-bool Sequence::SnapshotDue() const {
-  if (request_.save.at_prompt_end && position_ == prompt_last_) return true;
-  const uint64_t every = request_.save.every_tokens;
-  return every > 0 && position_ > source_position_ && position_ % every == 0;
+bool Sequence::AcceptsSnapshot(uint64_t position) {
+  if (std::exchange(asked_position_, position) != position) {
+    was_accepted_ = sink_->AcceptsSnapshot(position);
+    skipped_snapshots_ += was_accepted_ ? 0 : 1;
+  }
+  return was_accepted_;
 }
 
-uint64_t Sequence::NextSnapshot(uint64_t position, uint64_t end) const {
-  uint64_t next = end;
-  if (request_.save.at_prompt_end && position < prompt_last_) next = std::min(next, prompt_last_);
-  if (const uint64_t every = request_.save.every_tokens; every > 0) {
-    next = std::min(next, position + (every - position % every));
+bool Sequence::SnapshotDue() {
+  if (IsPromptEnd(position_)) return true;
+  const uint64_t every = request_.save.every_tokens;
+  const bool is_due = every > 0 && position_ > source_position_ && position_ % every == 0;
+  return is_due && AcceptsSnapshot(position_);
+}
+
+uint64_t Sequence::NextSnapshot(uint64_t position, uint64_t end) {
+  const uint64_t every = request_.save.every_tokens;
+  while (true) {
+    uint64_t next = end;
+    if (request_.save.at_prompt_end && position < prompt_last_) next = std::min(next, prompt_last_);
+    if (every > 0) next = std::min(next, position + (every - position % every));
+    if (next == end || IsPromptEnd(next) || AcceptsSnapshot(next)) return next;
+    position = next;
   }
-  return next;
 }
 
 StateSnapshot Sequence::Describe(const ModelIdentity& identity, const StateLayout& layout) {

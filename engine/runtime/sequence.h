@@ -76,10 +76,13 @@ class Sequence {
   // Held-back text that no stop string took.
   std::string FlushText() { return text_ ? text_->Flush() : std::string(); }
 
-  // Whether a snapshot is due at this position; ask once at the start and once after each run.
-  bool SnapshotDue() const;
-  // The first position after `position`, and before `end`, at which one is due; `end` when none is.
-  uint64_t NextSnapshot(uint64_t position, uint64_t end) const;
+  // Whether a snapshot is to be taken at this position; ask once at the start and once after each
+  // run. Asks the sink where it may say no.
+  bool SnapshotDue();
+  // The first position after `position`, and before `end`, at which one is to be taken; `end` when
+  // none is. For increasing positions.
+  uint64_t NextSnapshot(uint64_t position, uint64_t end);
+  uint64_t skipped_snapshots() const { return skipped_snapshots_; }
   // The state here and now but for its slot's bytes. Its transcript begins where the one before it
   // ended.
   StateSnapshot Describe(const ModelIdentity& identity, const StateLayout& layout);
@@ -98,6 +101,11 @@ class Sequence {
   Sequence(StreamId id, EngineRequest request, std::unique_ptr<StreamSink> sink);
 
   void BuildThread(EngineRequest* request);
+  bool IsPromptEnd(uint64_t position) const {
+    return request_.save.at_prompt_end && position == prompt_last_;
+  }
+  // Whether the sink takes the every-N snapshot due at `position`; asks it once.
+  bool AcceptsSnapshot(uint64_t position);
 
   StreamId id_;
   EngineRequest request_;
@@ -113,6 +121,9 @@ class Sequence {
   uint64_t prefill_end_ = 0;
   uint64_t position_ = 0;
   uint64_t output_tokens_ = 0;
+  uint64_t skipped_snapshots_ = 0;
+  uint64_t asked_position_ = UINT64_MAX;  // the last one that the sink was asked about
+  bool was_accepted_ = false;             // its answer
   uint64_t transcript_begin_ = 0;  // index of the first token that no snapshot's transcript has
 };
 

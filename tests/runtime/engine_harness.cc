@@ -36,6 +36,11 @@ void RecordingSink::OnToken(TokenEvent event) {
   record_->tokens.push_back(std::move(event));
 }
 
+bool RecordingSink::AcceptsSnapshot(uint64_t position) {
+  record_->asked_positions.push_back(position);
+  return !record_->accepts || record_->accepts(position);
+}
+
 void RecordingSink::OnSnapshot(std::unique_ptr<StateSnapshot> snapshot) {
   record_->in_order &= record_->started && !record_->finished;
   record_->snapshots.push_back(std::move(snapshot));

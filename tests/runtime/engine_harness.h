@@ -2,6 +2,7 @@
 // do.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -21,6 +22,8 @@ struct Recorded {
   std::optional<StartedInfo> started;
   std::vector<TokenEvent> tokens;
   std::vector<std::unique_ptr<StateSnapshot>> snapshots;
+  std::vector<uint64_t> asked_positions;       // AcceptsSnapshot's
+  std::function<bool(uint64_t)> accepts = {};  // its answer; none = true
   std::optional<FinishInfo> finished;
   int num_finished = 0;
   bool in_order = true;  // started, then tokens and snapshots, then finished
@@ -37,6 +40,7 @@ class RecordingSink : public StreamSink {
   ~RecordingSink() override;
   void OnStarted(const StartedInfo& info) override;
   void OnToken(TokenEvent event) override;
+  bool AcceptsSnapshot(uint64_t position) override;
   void OnSnapshot(std::unique_ptr<StateSnapshot> snapshot) override;
   void OnFinished(FinishInfo info) override;
 

@@ -71,5 +71,51 @@ TEST(Snapshots, AnyChunkGivesTheSame) {
   }
 }
 
+// What the sink does not accept is not taken, and leaves no gap in the transcripts.
+TEST(Snapshots, AreSkippedWhereTheSinkSaysSo) {
+  for (const int32_t snapshot_slots : {0, 1, 8}) {
+    for (const int32_t chunk : {1, 10, 64}) {
+      SCOPED_TRACE(::testing::Message() << snapshot_slots << " slots, chunks of " << chunk);
+      TestEngine engine(
+          {.max_slots = 1, .snapshot_slots = snapshot_slots, .prefill_chunk_tokens = chunk},
+          {.max_logit_rows = 128, .max_slots = 1 + snapshot_slots});
+      EngineRequest request = MakeRequest(Tokens(50), 20);  // the prompt's end is at 49 = 7 * 7
+      request.save = {.at_end = true, .at_prompt_end = true, .every_tokens = kEvery};
+      auto record = std::make_shared<Recorded>();
+      record->accepts = [](uint64_t position) { return position % 3 == 0; };
+      ASSERT_TRUE(
+          engine.engine->Submit(std::move(request), std::make_unique<RecordingSink>(record)).ok());
+      record->done.WaitForNotification();
+      EXPECT_EQ(record->asked_positions, (std::vector<uint64_t>{7, 14, 21, 28, 35, 42, 56, 63}));
+      std::vector<uint64_t> positions;
+      uint64_t num_tokens = 0;
+      for (const auto& snapshot : record->snapshots) {
+        positions.push_back(snapshot->position);
+        num_tokens += snapshot->transcript.size();
+        EXPECT_EQ(num_tokens, snapshot->position + 1);
+      }
+      EXPECT_EQ(positions, (std::vector<uint64_t>{21, 42, 49, 63}));
+      EXPECT_EQ(record->finished->skipped_snapshots, 5u);
+      ASSERT_NE(record->finished->state, nullptr);
+      EXPECT_EQ(record->finished->state->position, 69u);
+    }
+  }
+}
+
+TEST(Snapshots, SkippedOnesCutNoChunk) {
+  TestEngine engine({.max_slots = 1, .snapshot_slots = 0, .prefill_chunk_tokens = 64},
+                    {.max_logit_rows = 128, .max_slots = 1});
+  EngineRequest request = MakeRequest(Tokens(50), 1);
+  request.save = {.every_tokens = kEvery};
+  auto record = std::make_shared<Recorded>();
+  record->accepts = [](uint64_t) { return false; };
+  ASSERT_TRUE(
+      engine.engine->Submit(std::move(request), std::make_unique<RecordingSink>(record)).ok());
+  record->done.WaitForNotification();
+  EXPECT_EQ(engine.engine->Stats().steps, 1u);
+  EXPECT_TRUE(record->snapshots.empty());
+  EXPECT_EQ(record->finished->skipped_snapshots, 7u);
+}
+
 }  // namespace
 }  // namespace vivarium::engine

@@ -22,6 +22,7 @@ struct FakeEngine::Stream {
   uint64_t sum = 0;  // the recurrent state
   int32_t pending = 0;
   uint32_t outputs = 0;
+  uint64_t num_skipped = 0;
   std::vector<engine::TranscriptToken> since_snapshot;
   std::vector<engine::TranscriptToken> recent;
 };
@@ -223,7 +224,13 @@ bool FakeEngine::Decode(Stream& stream) {
     ++stats_.output_tokens;
   }
   const uint32_t every = request.save.every_tokens;
-  if (every > 0 && stream.position % every == 0) stream.sink->OnSnapshot(Snapshot(stream));
+  if (every > 0 && stream.position % every == 0) {
+    if (stream.sink->AcceptsSnapshot(stream.position)) {
+      stream.sink->OnSnapshot(Snapshot(stream));
+    } else {
+      ++stream.num_skipped;
+    }
+  }
   const auto& stop_ids = request.stop.stop_token_ids;
   if (std::find(stop_ids.begin(), stop_ids.end(), stream.pending) != stop_ids.end()) {
     Finish(stream, FinishReason::kStop, absl::OkStatus());
@@ -276,6 +283,7 @@ void FakeEngine::Finish(Stream& stream, FinishReason reason, absl::Status status
   info.prefill_tokens = stream.request.prompt.size() + (stream.request.source ? 1 : 0);
   info.output_tokens = stream.outputs;
   info.position = stream.position;
+  info.skipped_snapshots = stream.num_skipped;
   if (reason == FinishReason::kStop) info.stop_token_id = stream.pending;
   if (stream.request.score) {
     for (size_t i = stream.request.source ? 0 : 1; i < stream.request.prompt.size(); ++i) {

@@ -176,7 +176,7 @@ TEST_F(GenerateTest, SavesFormAChainAndSnapshotsNeverMoveTheHead) {
   EXPECT_EQ(tokens, Concatenate({1, 2, 3}, answer.token_ids));
 }
 
-TEST_F(GenerateTest, SlowStoreSupersedesWaitingSnapshotsAndLosesNoToken) {
+TEST_F(GenerateTest, WhileStoringLagsSnapshotsAreSkippedAndNoTokenIsLost) {
   absl::Notification go;
   store_.SetHook([&](const statestore::Commit&) {
     go.WaitForNotification();
@@ -192,13 +192,63 @@ TEST_F(GenerateTest, SlowStoreSupersedesWaitingSnapshotsAndLosesNoToken) {
   const Answer answer = Generate(request);
   opener.join();
   ASSERT_TRUE(answer.status.ok());
-  // Of 12: the one in the store's hands, if it got there in time, and the newest.
-  ASSERT_THAT(answer.saved, SizeIs(AllOf(Ge(1), Le(2))));
-  EXPECT_EQ(answer.saved.back().position(), 192u);
+  // Of 12, the one that the store had in hand.
+  ASSERT_THAT(answer.saved, SizeIs(1));
+  EXPECT_EQ(answer.saved[0].position(), 16u);
+  EXPECT_EQ(answer.finished.usage().skipped_snapshots(), 11u);
+  EXPECT_THAT(metrics_.Text(), HasSubstr("vivarium_skipped_snapshots_total 11\n"));
   const auto chain = store_.Ancestry(DefaultTenant(), answer.finished.state().id(), 100);
   size_t num_tokens = 0;
   for (const auto& manifest : *chain) num_tokens += manifest.transcript.size();
   EXPECT_EQ(num_tokens, 203u);
+}
+
+TEST_F(GenerateTest, StatesAtThePromptsEndAndAtTheEndAreNeverSkipped) {
+  absl::Notification go;
+  store_.SetHook([&](const statestore::Commit&) {
+    go.WaitForNotification();
+    return absl::OkStatus();
+  });
+  v1::GenerateRequest request = Request(40);  // [1, 2, 3]: the prompt's end is at 2
+  request.mutable_save()->set_every_tokens(16);
+  request.mutable_save()->set_at_prompt_end(true);
+  request.mutable_save()->set_at_end(true);
+  std::thread opener([&] {
+    engine_->AwaitOutputTokens(40);
+    go.Notify();
+  });
+  const Answer answer = Generate(request);
+  opener.join();
+  ASSERT_TRUE(answer.status.ok());
+  ASSERT_THAT(answer.saved, SizeIs(1));
+  EXPECT_EQ(answer.saved[0].position(), 2u);
+  EXPECT_EQ(answer.finished.state().position(), 42u);
+  EXPECT_EQ(answer.finished.usage().skipped_snapshots(), 2u);  // at 16 and at 32
+}
+
+TEST_F(GenerateTest, AStoreThatKeepsUpSkipsNothing) {
+  v1::GenerateRequest request = Request(40);
+  request.mutable_save()->set_every_tokens(16);
+  engine_->AllowTokens(0);
+  grpc::ClientContext context;
+  const auto reader = generation_->Generate(&context, request);
+  v1::GenerateResponse message;
+  std::vector<uint64_t> positions;
+  for (const int num_tokens : {14, 16}) {  // to 16, to 32
+    engine_->AllowTokens(num_tokens);
+    while (reader->Read(&message) && !message.has_saved()) {
+    }
+    positions.push_back(message.saved().state().position());
+  }
+  engine_->AllowAllTokens();
+  v1::Finished finished;
+  while (reader->Read(&message)) {
+    if (message.has_finished()) finished = message.finished();
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_THAT(positions, ElementsAre(16, 32));
+  EXPECT_EQ(finished.usage().output_tokens(), 40u);
+  EXPECT_EQ(finished.usage().skipped_snapshots(), 0u);
 }
 
 TEST_F(GenerateTest, PromptEndAloneMovesTheHeadThere) {

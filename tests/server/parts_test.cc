@@ -242,14 +242,5 @@ TEST(ReplayTest, DamagedRecordsAreErrors) {
   for (size_t i = 0; i < good.size(); ++i) EXPECT_FALSE(DecodeResult(good.substr(0, i)).ok()) << i;
 }
 
-TEST(StreamSaverTest, SupersedingKeepsTheTranscript) {
-  engine::StateSnapshot older, newer;
-  older.transcript = {{1, false}, {2, true}};
-  newer.transcript = {{3, true}};
-  Supersede(older, &newer);
-  EXPECT_EQ(newer.transcript,
-            (std::vector<engine::TranscriptToken>{{1, false}, {2, true}, {3, true}}));
-}
-
 }  // namespace
 }  // namespace vivarium::server
