@@ -120,7 +120,7 @@ StateTransfers::Done EngineLoop::Counted(Sequence& sequence, StateTransfers::Don
 
 void EngineLoop::SwapOut(Sequence& sequence) {
   if (sequence.host.size() == 0) {
-    sequence.host = StateBuffer(pool_->slot_bytes());
+    sequence.host = StateBuffer::ForOverwrite(pool_->slot_bytes());
     stats_.host_swap_bytes += sequence.host.size();
   }
   transfers_.SaveAndRelease(std::exchange(sequence.slot, -1), sequence.host.data(),
@@ -345,7 +345,7 @@ std::shared_ptr<StateSnapshot> EngineLoop::DescribeSnapshot(Sequence& sequence) 
   // Shared with a callback, which must be copyable; handed on from there.
   auto state =
       std::make_shared<StateSnapshot>(sequence.Describe(identity_, model_->state_layout()));
-  state->slot = StateBuffer(pool_->slot_bytes());
+  state->slot = StateBuffer::ForOverwrite(pool_->slot_bytes());
   return state;
 }
 
@@ -365,7 +365,7 @@ std::unique_ptr<StateSnapshot> EngineLoop::TakeFinalState(Sequence& sequence) {
       std::make_unique<StateSnapshot>(sequence.Describe(identity_, model_->state_layout()));
   state->slot = std::move(sequence.host);
   if (sequence.slot >= 0 && !sequence.is_loading) {
-    if (state->slot.size() == 0) state->slot = StateBuffer(pool_->slot_bytes());
+    if (state->slot.size() == 0) state->slot = StateBuffer::ForOverwrite(pool_->slot_bytes());
     transfers_.SaveAndRelease(std::exchange(sequence.slot, -1), state->slot.data(),
                               Counted(sequence, [] {}));
   }

@@ -23,22 +23,28 @@ bool AreConvertible(const StateLayout& a, const StateLayout& b) {
                     });
 }
 
-StateBuffer::StateBuffer(uint64_t size_bytes) : size_bytes_(size_bytes) {
-  if (size_bytes == 0) return;
+StateBuffer::StateBuffer(uint64_t size_bytes) : StateBuffer(ForOverwrite(size_bytes)) {
+  if (size_bytes > 0) std::memset(data_.get(), 0, size_bytes);
+}
+
+StateBuffer StateBuffer::ForOverwrite(uint64_t size_bytes) {
+  StateBuffer buffer;
+  if (size_bytes == 0) return buffer;
   // aligned_alloc wants a multiple of the alignment.
   const uint64_t rounded_bytes =
       (size_bytes + kAlignmentBytes - 1) / kAlignmentBytes * kAlignmentBytes;
   if (rounded_bytes < size_bytes) std::abort();
-  data_.reset(static_cast<std::byte*>(std::aligned_alloc(kAlignmentBytes, rounded_bytes)));
-  if (data_ == nullptr) std::abort();
-  std::memset(data_.get(), 0, rounded_bytes);
+  buffer.data_.reset(static_cast<std::byte*>(std::aligned_alloc(kAlignmentBytes, rounded_bytes)));
+  if (buffer.data_ == nullptr) std::abort();
+  buffer.size_bytes_ = size_bytes;
+  return buffer;
 }
 
 StateSnapshot CopySnapshot(const StateSnapshot& snapshot) {
   StateSnapshot copy;
   copy.identity = snapshot.identity;
   copy.layout = snapshot.layout;
-  copy.slot = StateBuffer(snapshot.slot.size());
+  copy.slot = StateBuffer::ForOverwrite(snapshot.slot.size());
   if (copy.slot.size() > 0) {
     std::memcpy(copy.slot.data(), snapshot.slot.data(), snapshot.slot.size());
   }
