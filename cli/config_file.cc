@@ -28,12 +28,18 @@ std::string AsWritten(const toml::node& node) {
   return text.str();
 }
 
+bool TakesNumber(const CLI::Option& option) {
+  return option.get_type_name() == kNumber || option.get_type_name() == kNumberOrAuto;
+}
+
 // The value as CLI11 reads it, when it has the type that `option` takes.
 std::optional<std::string> ValueFor(const CLI::Option& option, const toml::node& node) {
   if (option.get_expected_max() == 0) {
     if (const auto flag = node.value_exact<bool>()) return *flag ? "true" : "false";
-  } else if (option.get_type_name() == "N") {
+  } else if (TakesNumber(option)) {
     if (const auto number = node.value_exact<int64_t>()) return absl::StrCat(*number);
+    const auto text = node.value_exact<std::string>();
+    if (option.get_type_name() == kNumberOrAuto && text == "auto") return *text;
   } else if (const auto text = node.value_exact<std::string>()) {
     return *text;
   }
@@ -42,7 +48,8 @@ std::optional<std::string> ValueFor(const CLI::Option& option, const toml::node&
 
 std::string Expected(const CLI::Option& option) {
   if (option.get_expected_max() == 0) return "true or false";
-  return option.get_type_name() == "N" ? "an integer" : "a string in quotes";
+  if (!TakesNumber(option)) return "a string in quotes";
+  return option.get_type_name() == kNumber ? "an integer" : "an integer or \"auto\"";
 }
 
 // The option of that name, if a config file may set it.

@@ -9,6 +9,10 @@
 
 namespace vivarium::cli {
 
+// Type names of options that tell the file what to expect: an integer; or that, or "auto".
+inline constexpr char kNumber[] = "N";
+inline constexpr char kNumberOrAuto[] = "N|auto";
+
 inline constexpr size_t kMaxConfigFileBytes = size_t{1} << 20;
 
 // What a config file said, for messages about it.
@@ -17,7 +21,7 @@ struct ConfigFile {
   std::map<std::string, int> lines;   // key -> line
   std::vector<std::string> problems;  // "FILE:LINE: KEY is ...; expected ..."
 
-  // `message` about a flag ("--max-slots is 0; expected 1 .. 4096") as one about the file's line
+  // `message` about a flag ("--max-slots is 0; expected 1 .. 16384") as one about the file's line
   // when the flag came from there; otherwise unchanged.
   std::string Locate(std::string_view message) const;
 };

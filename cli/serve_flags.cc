@@ -7,7 +7,7 @@
 namespace vivarium::cli {
 namespace {
 
-// Declares options of ServerOptions. The type name "N" tells the config file that it is an integer.
+// Declares options of ServerOptions. The type names of numbers tell the config file.
 class Declarer {
  public:
   explicit Declarer(CLI::App* app) : app_(app) {}
@@ -21,7 +21,23 @@ class Declarer {
   }
   template <typename Int>
   void Number(const std::string& name, Int& value, const std::string& what) {
-    app_->add_option(name, value, what)->type_name("N")->capture_default_str()->group(group_);
+    app_->add_option(name, value, what)->type_name(kNumber)->capture_default_str()->group(group_);
+  }
+  // "auto" stands for the number `auto_value`, which is negative; no other negative one is taken.
+  void NumberOrAuto(const std::string& name, int32_t& value, int32_t auto_value,
+                    const std::string& what) {
+    const auto read = [auto_value](std::string& text) -> std::string {
+      if (text == "auto") {
+        text = std::to_string(auto_value);
+        return "";
+      }
+      return text.rfind('-', 0) == 0 ? "expected a number or auto" : "";
+    };
+    app_->add_option(name, value, what)
+        ->transform(CLI::Validator(read, /*validator_desc=*/""))
+        ->type_name(kNumberOrAuto)
+        ->default_str("auto")
+        ->group(group_);
   }
   void Flag(const std::string& name, bool& value, const std::string& what) {
     app_->add_flag(name, value, what)->group(group_);
@@ -56,7 +72,8 @@ void ServeFlags::Declare(CLI::App* app) {
   add.Text("--isa", o.isa, "CPU instructions: portable, avx2, avx512; default: the best", "ISA");
   add.Number("--threads", o.threads, "CPU threads; 0 = one per core");
   add.Group("Scheduling");
-  add.Number("--max-slots", o.max_slots, "States on the device at once");
+  add.NumberOrAuto("--max-slots", o.max_slots, engine::kAutoSlots,
+                   "States on the device at once; auto: what a GPU's memory holds, 64 on a CPU");
   add.Number("--max-live-streams", o.max_live_streams, "Streams that share them in turns");
   add.Number("--max-queued-streams", o.max_queued_streams, "Streams that wait; more are refused");
   add.Number("--max-num-batched-tokens", o.max_num_batched_tokens, "Tokens of one step");

@@ -78,6 +78,14 @@ class EngineCollector final : public prometheus::Collectable {
           static_cast<uint64_t>(stats.live_streams));
     gauge("vivarium_slots_used", "State slots in use.", static_cast<uint64_t>(stats.used_slots));
     gauge("vivarium_slots", "State slots.", static_cast<uint64_t>(stats.max_slots));
+    gauge("vivarium_weight_bytes", "Device memory of the weights, as held.", stats.weight_bytes);
+    gauge("vivarium_activation_bytes", "Device memory of activations and logits.",
+          stats.activation_bytes);
+    gauge("vivarium_pool_bytes", "Device memory of the state slots, all of them.",
+          stats.pool_bytes);
+    gauge("vivarium_device_free_bytes", "Memory of the device that is free; 0 = not known.",
+          stats.device_free_bytes);
+    gauge("vivarium_device_total_bytes", "Memory of the device.", stats.device_total_bytes);
     gauge("vivarium_host_swap_bytes", "Host memory of swapped-out states.", stats.host_swap_bytes);
     return families;
   }
@@ -116,6 +124,10 @@ struct Metrics::Families {
           .Add({});
   prometheus::Counter& output_tokens =
       Counter("vivarium_output_tokens_total", "Tokens generated, of ended streams.").Add({});
+  prometheus::Counter& skipped_snapshots =
+      Counter("vivarium_skipped_snapshots_total",
+              "Snapshots every N tokens not taken, since one of the stream was still being stored.")
+          .Add({});
   prometheus::Histogram& queue_time =
       Latency("vivarium_queue_seconds", "From submission to the first step.");
   prometheus::Histogram& first_token =
@@ -124,10 +136,6 @@ struct Metrics::Families {
       Latency("vivarium_time_per_output_token_seconds", "Mean time between tokens of a stream.");
   prometheus::Histogram& commit_time =
       Latency("vivarium_store_commit_seconds", "Durable commits of the store.");
-  prometheus::Counter& skipped_snapshots =
-      Counter("vivarium_skipped_snapshots_total",
-              "Snapshots every N tokens not taken, since one of the stream was still being stored.")
-          .Add({});
   prometheus::Histogram& load_time = Latency("vivarium_store_load_seconds", "Loads of states.");
   prometheus::Counter& committed_bytes =
       Counter("vivarium_store_committed_bytes_total", "State bytes stored.").Add({});
@@ -177,6 +185,8 @@ void Metrics::CountTokens(uint64_t restored, uint64_t computed, uint64_t output)
   families_->output_tokens.Increment(static_cast<double>(output));
 }
 
+void Metrics::CountSkippedSnapshot() { families_->skipped_snapshots.Increment(); }
+
 void Metrics::ObserveQueueTime(absl::Duration duration) {
   families_->queue_time.Observe(absl::ToDoubleSeconds(duration));
 }
@@ -184,8 +194,6 @@ void Metrics::ObserveQueueTime(absl::Duration duration) {
 void Metrics::ObserveFirstToken(absl::Duration duration) {
   families_->first_token.Observe(absl::ToDoubleSeconds(duration));
 }
-
-void Metrics::CountSkippedSnapshot() { families_->skipped_snapshots.Increment(); }
 
 void Metrics::ObserveTokenTime(absl::Duration duration) {
   families_->token_time.Observe(absl::ToDoubleSeconds(duration));

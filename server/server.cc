@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "engine/model/model.h"
+#include "engine/runtime/slot_plan.h"
 #include "kernels/backend.h"
 #include "server/grpc_port.h"
 #include "server/metrics.h"
@@ -255,8 +256,16 @@ absl::Status RunningServer::OpenStore() {
 }
 
 absl::Status RunningServer::StartEngine() {
-  auto engine = engine::Engine::Create(model_.get(), tokenizer_.get(), parts_.model.identity,
-                                       MakeEngineOptions(parts_.options), this);
+  const engine::EngineOptions options = MakeEngineOptions(parts_.options);
+  auto plan = engine::PlanSlots(*model_, options);
+  if (!plan.ok()) {
+    return absl::Status(plan.status().code(),
+                        absl::StrCat(plan.status().message(), " (--max-slots)"));
+  }
+  log_->info("event=slots_planned max_slots={} auto={} memory=\"{}\"", plan->max_slots,
+             options.max_slots == engine::kAutoSlots, plan->arithmetic);
+  auto engine =
+      engine::Engine::Create(model_.get(), tokenizer_.get(), parts_.model.identity, options, this);
   if (!engine.ok()) return engine.status();
   engine_ = *std::move(engine);
   metrics_.SetEngine(engine_.get());
@@ -319,6 +328,7 @@ void RunningServer::OnFault(const absl::Status& status) {
     absl::MutexLock lock(&mutex_);
     fault_ = status;
   }
+  parts_.has_device_fault = true;
   parts_.is_draining = true;
   Drain(absl::Now());
 }
@@ -328,7 +338,6 @@ void RunningServer::AwaitReaders() {
   const absl::Time until = absl::Now() + kReadersGrace;
   while (parts_.num_open_streams > 0 && absl::Now() < until) {
     absl::SleepFor(absl::Milliseconds(5));
-  parts_.has_device_fault = true;
   }
 }
 

@@ -60,7 +60,7 @@ absl::Status CheckSizes(const ServerOptions& o) {
   constexpr int64_t kDay = 24 * 3600;
   const std::array<IntRange, 17> ranges = {{
       {"threads", o.threads, 0, 256},
-      {"max-slots", o.max_slots, 1, 4096},
+      {"max-slots", o.max_slots == engine::kAutoSlots ? 1 : o.max_slots, 1, engine::kMaxSlots},
       {"max-live-streams", o.max_live_streams, 1, 1 << 16},
       {"max-queued-streams", o.max_queued_streams, 1, 1 << 16},
       {"max-num-batched-tokens", o.max_num_batched_tokens, 1, 1 << 16},

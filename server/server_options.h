@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "absl/status/status.h"
+#include "engine/runtime/engine.h"
 
 namespace vivarium::server {
 
@@ -35,7 +36,7 @@ struct ServerOptions {
   int32_t threads = 0;              // CPU threads of the kernels; 0 = one per available core
 
   // The engine's sizes: engine/runtime/engine.h.
-  int32_t max_slots = 8;
+  int32_t max_slots = engine::kAutoSlots;  // or a number
   int32_t max_live_streams = 256;
   int32_t max_queued_streams = 1024;
   int32_t max_num_batched_tokens = 512;

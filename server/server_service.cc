@@ -36,7 +36,7 @@ void FillModel(const Parts& parts, v1::Model* out) {
   for (const int32_t id : model.config.eos_token_ids) out->add_eos_token_ids(id);
   out->set_max_prompt_tokens(parts.options.max_prompt_tokens);
   out->set_max_tokens(parts.options.max_tokens);
-  out->set_max_slots(parts.options.max_slots);
+  out->set_max_slots(parts.engine->options().max_slots);
   out->set_max_live_streams(parts.options.max_live_streams);
   out->set_max_queued_streams(parts.options.max_queued_streams);
 }
@@ -103,6 +103,10 @@ absl::Status FillStats(const Parts& parts, v1::Stats* out) {
   out->set_max_slots(engine.max_slots);
   out->set_slot_bytes(engine.slot_bytes);
   out->set_pool_bytes(engine.pool_bytes);
+  out->set_weight_bytes(engine.weight_bytes);
+  out->set_activation_bytes(engine.activation_bytes);
+  out->set_device_free_bytes(engine.device_free_bytes);
+  out->set_device_total_bytes(engine.device_total_bytes);
 
   auto store = parts.store->Stats();
   if (!store.ok()) return store.status();

@@ -12,6 +12,7 @@
 #include "engine/runtime/mailbox.h"
 #include "engine/runtime/request_check.h"
 #include "engine/runtime/sequence.h"
+#include "engine/runtime/slot_plan.h"
 #include "engine/runtime/state_convert.h"
 #include "engine/runtime/state_pool.h"
 #include "engine/runtime/token_sampler.h"
@@ -20,9 +21,9 @@
 namespace vivarium::engine {
 namespace {
 
-class ThreadedEngine final : public Engine {
 constexpr char kDeviceFaultPayload[] = "vivarium.engine/device_fault";
 
+class ThreadedEngine final : public Engine {
  public:
   ThreadedEngine(Model* model, const Tokenizer* tokenizer, ModelIdentity identity,
                  const EngineOptions& options, std::unique_ptr<StatePool> pool,
@@ -31,6 +32,8 @@ constexpr char kDeviceFaultPayload[] = "vivarium.engine/device_fault";
       : tokenizer_(tokenizer),
         events_(events),
         backend_(model->backend()),
+        weight_bytes_(model->weight_bytes()),
+        activation_bytes_(model->activation_bytes()),
         identity_(std::move(identity)),
         options_(options),
         layout_(model->state_layout()),
@@ -79,7 +82,15 @@ constexpr char kDeviceFaultPayload[] = "vivarium.engine/device_fault";
 
   void Cancel(StreamId id) override { mailbox_.Cancel(id); }
   void Drain(absl::Time deadline) override { mailbox_.Drain(deadline); }
-  EngineStats Stats() const override { return mailbox_.Stats(); }
+  EngineStats Stats() const override {
+    EngineStats stats = mailbox_.Stats();
+    stats.weight_bytes = weight_bytes_;
+    stats.activation_bytes = activation_bytes_;
+    const kernels::MemoryInfo memory = backend_->Memory();
+    stats.device_free_bytes = memory.free_bytes;
+    stats.device_total_bytes = memory.total_bytes;
+    return stats;
+  }
   const EngineOptions& options() const override { return options_; }
 
  private:
@@ -109,6 +120,7 @@ constexpr char kDeviceFaultPayload[] = "vivarium.engine/device_fault";
   const Tokenizer* const tokenizer_;
   EngineEvents* const events_;
   kernels::Backend* const backend_;
+  const uint64_t weight_bytes_, activation_bytes_;
   const ModelIdentity identity_;
   const EngineOptions options_;
   const StateLayout layout_;
@@ -168,18 +180,6 @@ std::vector<int32_t> UsableEosIds(const Model& model, const Tokenizer* tokenizer
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model* model, const Tokenizer* tokenizer,
-                                                       ModelIdentity identity,
-                                                       const EngineOptions& options,
-                                                       EngineEvents* events) {
-  if (absl::Status status = CheckOptions(options, *model); !status.ok()) return status;
-  const int64_t num_ids = NumUsableIds(*model, tokenizer);
-  if (num_ids < 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("model and tokenizer have ", num_ids, " token ids in common, expected some"));
-  }
-  const int32_t num_slots =
-      options.max_slots + options.snapshot_slots + SpareSlots(*model->backend(), options.max_slots);
 absl::Status DeviceFaultError(const std::string& fault) {
   absl::Status status = absl::UnavailableError(
       absl::StrCat("the device failed (", fault, "); states that were saved before are safe"));
@@ -191,12 +191,29 @@ bool IsDeviceFault(const absl::Status& status) {
   return status.GetPayload(kDeviceFaultPayload).has_value();
 }
 
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(Model* model, const Tokenizer* tokenizer,
+                                                       ModelIdentity identity,
+                                                       const EngineOptions& options,
+                                                       EngineEvents* events) {
+  EngineOptions planned = options;
+  if (options.max_slots == kAutoSlots) planned.max_slots = 1;
+  if (absl::Status status = CheckOptions(planned, *model); !status.ok()) return status;
+  const int64_t num_ids = NumUsableIds(*model, tokenizer);
+  if (num_ids < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("model and tokenizer have ", num_ids, " token ids in common, expected some"));
+  }
+  auto plan = PlanSlots(*model, options);
+  if (!plan.ok()) return plan.status();
+  planned.max_slots = plan->max_slots;
+  const int32_t num_slots =
+      planned.max_slots + planned.snapshot_slots + SpareSlots(*model->backend(), planned.max_slots);
   auto pool = StatePool::Create(model->backend(), model->state_layout().slot_bytes, num_slots);
   if (!pool.ok()) return pool.status();
   auto sampler = TokenSampler::Create(model->backend(), num_ids, model->config().padded_vocab_size,
                                       model->max_logit_rows());
   if (!sampler.ok()) return sampler.status();
-  return std::make_unique<ThreadedEngine>(model, tokenizer, std::move(identity), options,
+  return std::make_unique<ThreadedEngine>(model, tokenizer, std::move(identity), planned,
                                           *std::move(pool), *std::move(sampler),
                                           UsableEosIds(*model, tokenizer, num_ids), events);
 }

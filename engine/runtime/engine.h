@@ -102,12 +102,12 @@ struct FinishInfo {
   absl::Duration prefill_time, decode_time;
 };
 
-// Where a stream's events go. Called by the engine's thread, never concurrently; must not block and
-// must not call the Engine, except Cancel. Order: OnStarted at most once, then OnTokens and
 // The device has failed, for good: UNAVAILABLE, naming the fault, and IsDeviceFault.
 absl::Status DeviceFaultError(const std::string& fault);
 bool IsDeviceFault(const absl::Status& status);
 
+// Where a stream's events go. Called by the engine's thread, never concurrently; must not block and
+// must not call the Engine, except Cancel. Order: OnStarted at most once, then OnTokens and
 // OnSnapshot, then OnFinished exactly once. Destroyed after OnFinished, on the engine's thread.
 class StreamSink {
  public:
@@ -125,10 +125,13 @@ class StreamSink {
   virtual void OnFinished(FinishInfo info) = 0;
 };
 
+// EngineOptions::max_slots: as many as fit the device's memory (slot_plan.h).
+inline constexpr int32_t kAutoSlots = -1;
+
 struct EngineOptions {
-  int32_t max_slots = 8;  // device-resident states of streams
-  // More slots: a step takes a free one for each snapshot inside a prefill chunk, until it is copied
-  // out; when none is free, the chunk ends where the snapshot is due.
+  int32_t max_slots = 8;  // device-resident states of streams, or kAutoSlots
+  // More slots: a step takes a free one for each snapshot inside a prefill chunk, until it is
+  // copied out; when none is free, the chunk ends where the snapshot is due.
   int32_t snapshot_slots = 2;
   int32_t max_live_streams = 256;  // running or swapped out; the host memory for swapped states is
                                    // (max_live_streams) * slot_bytes at most
@@ -167,6 +170,8 @@ struct EngineStats {
   int32_t used_slots = 0;  // those of states on their way to the host included
   int32_t max_slots = 0;
   uint64_t slot_bytes = 0, pool_bytes = 0, host_swap_bytes = 0;
+  uint64_t weight_bytes = 0, activation_bytes = 0;         // as the model holds them on the device
+  uint64_t device_free_bytes = 0, device_total_bytes = 0;  // Backend::Memory
 };
 
 // What an engine has to say besides its streams' events.
@@ -184,7 +189,8 @@ class Engine {
  public:
   // `model` and `tokenizer` must outlive the engine; `tokenizer` may be null: then requests can
   // have no stop strings and events no text. `identity` goes into every snapshot.
-  // `events` may be null. RESOURCE_EXHAUSTED with the arithmetic when the slots don't fit memory;
+  // `events` may be null. RESOURCE_EXHAUSTED with the arithmetic when the slots don't fit the
+  // memory that is free (slot_plan.h), before any of it is taken;
   // INVALID_ARGUMENT naming a bad option.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(Model* model, const Tokenizer* tokenizer,
                                                         ModelIdentity identity,

@@ -28,8 +28,8 @@ inline constexpr int32_t kMaxSpareSlots = 4;
 // handed out when its bytes are on the host.
 class EngineLoop {
  public:
-  // `pool` has options.max_slots slots, and SpareSlots and options.snapshot_slots more; `sampler` has
-  // room for the model's max_logit_rows. `model` must outlive the loop.
+  // `pool` has options.max_slots slots, and SpareSlots and options.snapshot_slots more; `sampler`
+  // has room for the model's max_logit_rows. `model` must outlive the loop.
   EngineLoop(Model* model, ModelIdentity identity, std::unique_ptr<StatePool> pool,
              std::unique_ptr<TokenSampler> sampler, const EngineOptions& options);
   // Streams without their last event never get it: call FinishAll and DeliverFinished first.

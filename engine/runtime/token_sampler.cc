@@ -29,7 +29,13 @@ bool IsPenalised(const SamplingParams& params) {
          params.frequency_penalty != 0.0f;
 }
 
+int64_t MaxEdits(int64_t max_rows) { return kMaxRowEdits * std::min(max_rows, kMaxFullRows); }
+
 }  // namespace
+
+size_t TokenSampler::DeviceBytes(int32_t max_rows) {
+  return Layout(max_rows, MaxEdits(max_rows)).end;
+}
 
 TokenSampler::Layout::Layout(int64_t max_rows, int64_t max_edits) {
   const auto num_rows = static_cast<size_t>(max_rows), num_edits = static_cast<size_t>(max_edits);
@@ -47,7 +53,7 @@ absl::StatusOr<std::unique_ptr<TokenSampler>> TokenSampler::Create(kernels::Back
                                                                    int32_t max_rows) {
   assert(num_ids >= 1 && num_ids <= kernels::kMaxSampledIds && logits_stride >= num_ids);
   assert(max_rows >= 1);
-  const int64_t max_edits = kMaxRowEdits * std::min<int64_t>(max_rows, kMaxFullRows);
+  const int64_t max_edits = MaxEdits(max_rows);
   std::unique_ptr<TokenSampler> sampler(
       new TokenSampler(backend, num_ids, logits_stride, max_rows, max_edits));
   if (sampler->device_.data() == nullptr || sampler->host_ == nullptr) {

@@ -61,6 +61,9 @@ class TokenSampler {
   float Logprob(int64_t row) const { return tokens_[row].logprob; }
   std::vector<TokenLogprob> TopLogprobs(int64_t row) const;
 
+  // Of device memory (on the CPU: of its memory, in all) that one for so many rows takes.
+  static size_t DeviceBytes(int32_t max_rows);
+
   int64_t num_ids() const { return num_ids_; }
   size_t device_bytes() const { return device_.bytes(); }
 

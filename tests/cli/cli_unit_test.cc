@@ -173,14 +173,19 @@ TEST(ConfigFileTest, GoodOnes) {
 
 TEST(ConfigFileTest, EveryProblemNamesLineFieldValueAndWhatIsExpected) {
   EXPECT_THAT(Problems("\nmax-slots = 0\n"),
-              ElementsAre("FILE:2: max-slots is 0; expected 1 .. 4096"));
-  EXPECT_THAT(Problems("max-slots = \"8\"\nthreads = 1.5\ninsecure = 1\nmodel = 3\n"),
-              ::testing::UnorderedElementsAre("FILE:1: max-slots is '8'; expected an integer",
-                                              "FILE:2: threads is 1.5; expected an integer",
+              ElementsAre("FILE:2: max-slots is 0; expected 1 .. 16384"));
+  EXPECT_THAT(Problems("max-slots = \"8\"\n"),
+              ElementsAre("FILE:1: max-slots is '8'; expected an integer or \"auto\""));
+  EXPECT_THAT(Problems("max-slots = -1\n"),
+              ElementsAre("FILE:1: max-slots is -1; expected an integer or \"auto\" in range"));
+  EXPECT_THAT(Problems("threads = \"8\"\ndrain-seconds = 1.5\ninsecure = 1\nmodel = 3\n"),
+              ::testing::UnorderedElementsAre("FILE:1: threads is '8'; expected an integer",
+                                              "FILE:2: drain-seconds is 1.5; expected an integer",
                                               "FILE:3: insecure is 1; expected true or false",
                                               "FILE:4: model is 3; expected a string in quotes"));
-  EXPECT_THAT(Problems("max-slots = 99999999999\n"),
-              ElementsAre("FILE:1: max-slots is 99999999999; expected an integer in range"));
+  EXPECT_THAT(
+      Problems("max-slots = 99999999999\n"),
+      ElementsAre("FILE:1: max-slots is 99999999999; expected an integer or \"auto\" in range"));
   EXPECT_THAT(Problems("weights = \"int4\"\n"),
               ElementsAre(HasSubstr("FILE:1: weights is \"int4\"; expected one of")));
   EXPECT_THAT(Problems("listen = \"0.0.0.0:1\"\n"),
@@ -193,6 +198,27 @@ TEST(ConfigFileTest, EveryProblemNamesLineFieldValueAndWhatIsExpected) {
   EXPECT_THAT(Problems("max-slots = 1\nmax-slots = 2\n"), ElementsAre(HasSubstr("FILE:2: ")));
   EXPECT_THAT(Problems("max-slots 1\n"), ElementsAre(HasSubstr("FILE:1: ")));
   EXPECT_THAT(Problems("model = \"\xff\"\n"), ElementsAre(HasSubstr("FILE:1: ")));
+}
+
+TEST(ConfigFileTest, ANumberMayBeLeftToTheServer) {
+  EXPECT_THAT(Problems("max-slots = \"auto\"\n"), IsEmpty());
+  const auto parsed = [](const std::string& line) {
+    CLI::App app;
+    ServeFlags flags;
+    flags.Declare(&app);
+    app.parse(line + " --store /s", false);
+    EXPECT_THAT(flags.Resolve(&app), IsEmpty());
+    return flags.options.max_slots;
+  };
+  EXPECT_EQ(parsed("--max-slots auto"), engine::kAutoSlots);
+  EXPECT_EQ(parsed(""), engine::kAutoSlots);
+  EXPECT_EQ(parsed("--max-slots 7"), 7);
+  for (const char* bad : {"--max-slots=-1", "--max-slots automatic", "--threads auto"}) {
+    CLI::App app;
+    ServeFlags flags;
+    flags.Declare(&app);
+    EXPECT_THROW(app.parse(bad, false), CLI::ParseError) << bad;
+  }
 }
 
 TEST(ConfigFileTest, SizeBound) {

@@ -393,6 +393,20 @@ TEST_F(GenerateTest, AFaultOfTheDeviceSaysWhereToGoOn) {
   EXPECT_EQ(second.error.metadata().at("last_state_id"), answer.saved[0].id());
 }
 
+TEST_F(GenerateTest, AfterAFaultNewStreamsAreRefusedForThat) {
+  // The engine knows first.
+  engine_->FailNextSubmit(engine::DeviceFaultError("memory"));
+  const Answer first = Generate(Request());
+  EXPECT_EQ(first.status.error_code(), StatusCode::UNAVAILABLE);
+  EXPECT_EQ(first.error.reason(), "DEVICE_FAULT");
+  // Then the server, which drains besides.
+  parts_.has_device_fault = true;
+  parts_.is_draining = true;
+  const Answer second = Generate(Request());
+  EXPECT_EQ(second.status.error_code(), StatusCode::UNAVAILABLE);
+  EXPECT_EQ(second.error.reason(), "DEVICE_FAULT");
+}
+
 TEST_F(GenerateTest, ExpiredStatesAreNotFound) {
   v1::GenerateRequest request = Request(4);
   request.mutable_save()->set_at_end(true);
@@ -426,17 +440,3 @@ TEST_F(GenerateTest, DrainingRefusesNewStreams) {
 
 }  // namespace
 }  // namespace vivarium::server
-TEST_F(GenerateTest, AfterAFaultNewStreamsAreRefusedForThat) {
-  // The engine knows first.
-  engine_->FailNextSubmit(engine::DeviceFaultError("memory"));
-  const Answer first = Generate(Request());
-  EXPECT_EQ(first.status.error_code(), StatusCode::UNAVAILABLE);
-  EXPECT_EQ(first.error.reason(), "DEVICE_FAULT");
-  // Then the server, which drains besides.
-  parts_.has_device_fault = true;
-  parts_.is_draining = true;
-  const Answer second = Generate(Request());
-  EXPECT_EQ(second.status.error_code(), StatusCode::UNAVAILABLE);
-  EXPECT_EQ(second.error.reason(), "DEVICE_FAULT");
-}
-

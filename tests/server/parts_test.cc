@@ -76,7 +76,9 @@ TEST(ServerOptionsTest, ValuesAtAndPastTheirBounds) {
     EXPECT_EQ(ValidateServerOptions(options).ok(), is_good) << ValidateServerOptions(options);
   };
   expect(true, [](auto* o) { o->max_slots = 1; });
+  expect(true, [](auto* o) { o->max_slots = engine::kAutoSlots; });
   expect(false, [](auto* o) { o->max_slots = 0; });
+  expect(false, [](auto* o) { o->max_slots = engine::kAutoSlots - 1; });
   expect(false, [](auto* o) { o->max_slots = 257; });  // above max_live_streams
   expect(true, [](auto* o) { o->threads = 256; });
   expect(false, [](auto* o) { o->threads = 257; });

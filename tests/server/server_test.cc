@@ -23,6 +23,7 @@ namespace {
 
 using grpc::StatusCode;
 using test::TempDir;
+using testing::ContainsRegex;
 using testing::HasSubstr;
 using testing::SizeIs;
 
@@ -298,6 +299,26 @@ std::string HttpGet(const std::string& address, const std::string& path) {
   return answer;
 }
 
+TEST(ServerTest, ToldNothingItChoosesItsSlotsAndSaysWhatItHolds) {
+  ServerOptions options = TestOptions(TinyMamba(), "memory:");
+  options.max_slots = ServerOptions().max_slots;
+  RunningClient client(options);
+  const v1::Stats stats = client.Stats();
+  EXPECT_GE(stats.max_slots(), 1);
+  EXPECT_LE(stats.max_slots(), stats.device() == "cpu" ? 64 : options.max_live_streams);
+  EXPECT_GE(stats.pool_bytes(), static_cast<uint64_t>(stats.max_slots()) * stats.slot_bytes());
+  EXPECT_GT(stats.weight_bytes(), 0u);
+  EXPECT_GT(stats.activation_bytes(), 0u);
+  EXPECT_GT(stats.device_free_bytes(), 0u);
+  EXPECT_GT(stats.device_total_bytes(), stats.device_free_bytes());
+  EXPECT_GT(stats.rss_bytes(), 0u);
+  grpc::ClientContext context;
+  v1::Model model;
+  ASSERT_TRUE(client.models->GetModel(&context, {}, &model).ok());
+  EXPECT_EQ(model.max_slots(), stats.max_slots());
+  EXPECT_TRUE(client.Generate(Tokens({1, 2, 3}, 4)).status.ok());
+}
+
 TEST(ServerTest, MetricsAreOnAPortOfTheirOwn) {
   const TempDir store;
   ServerOptions options = TestOptions(TinyMamba(), store.path());
@@ -312,6 +333,9 @@ TEST(ServerTest, MetricsAreOnAPortOfTheirOwn) {
   EXPECT_THAT(text, HasSubstr("vivarium_store_commit_seconds_count 1"));
   EXPECT_THAT(text, HasSubstr("vivarium_time_to_first_token_seconds_count 1"));
   EXPECT_THAT(text, HasSubstr("vivarium_generate_sources_total{source=\"new_session\"} 1"));
+  for (const char* name : {"weight", "activation", "pool", "device_free", "device_total"}) {
+    EXPECT_THAT(text, ContainsRegex(absl::StrCat("\nvivarium_", name, "_bytes [1-9]"))) << name;
+  }
 }
 
 TEST(ServerTest, WhatCannotStartSaysWhy) {

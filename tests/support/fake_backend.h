@@ -14,7 +14,7 @@ namespace vivarium::testing {
 // Counts allocations, so that a test can tell whether any is left, or any was made too late.
 class FakeBackend : public kernels::Backend {
  public:
-  std::string_view device() const override { return "fake"; }
+  std::string_view device() const override { return device_name; }
   std::string_view isa() const override { return "portable"; }
   int num_threads() const override { return 1; }
   std::string numerics_name() const override { return "fake-v1"; }
@@ -62,6 +62,10 @@ class FakeBackend : public kernels::Backend {
     sampler_->SampleTokens(params);
   }
 
+  kernels::MemoryInfo Memory() const override { return memory; }
+
+  std::string_view device_name = "fake";
+  kernels::MemoryInfo memory;  // not known
   size_t max_allocation_bytes = size_t{1} << 30;
   int num_allocations = 0;
   int num_frees = 0;
