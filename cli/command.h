@@ -28,7 +28,7 @@ Commands MakeBenchCommands();     // bench
 Commands MakeStatesCommands();    // states ls|show|tree|rm|export|import|verify
 Commands MakeSessionsCommands();  // sessions ls|show|create|history|rewind|rm
 Commands MakeStoreCommands();     // store verify|stats|compact|gc|backup|backups|restore
-Commands MakeModelCommands();     // model inspect
+Commands MakeModelCommands();     // model inspect|quantize
 Commands MakeTokenizeCommands();  // tokenize
 Commands MakeLogitsCommands();    // logits
 Commands MakeConfigCommands();    // config check

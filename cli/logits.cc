@@ -72,11 +72,14 @@ class LogitsCommand : public Command {
             CLI::CheckedTransformer(std::vector<std::pair<std::string, engine::WeightFormat>>{
                 {"auto", engine::WeightFormat::kAuto},
                 {"bf16", engine::WeightFormat::kBF16},
-                {"f32", engine::WeightFormat::kF32}}))
-        ->option_text("auto|bf16|f32");
+                {"f32", engine::WeightFormat::kF32},
+                {"int8", engine::WeightFormat::kInt8}}))
+        ->option_text("auto|bf16|f32|int8");
     app->add_option("--isa", backend_options_.isa,
                     "CPU instructions: portable, avx2, avx512; default: the best")
         ->type_name("ISA");
+    app->add_flag("--deterministic", backend_options_.deterministic,
+                  "On CUDA: bits that don't depend on the chunks, as always on the CPU");
     app->add_option("--threads", backend_options_.num_threads, "CPU threads; 0 = one per core")
         ->type_name("N")
         ->check(CLI::Range(0, kernels::kMaxThreads));

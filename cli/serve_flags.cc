@@ -66,10 +66,12 @@ void ServeFlags::Declare(CLI::App* app) {
   add.Group("Computing");
   o.device = "auto";
   add.Text("--device", o.device, "cuda, cuda:N, cpu, or auto: a GPU where there is one", "DEVICE");
-  add.Text("--weights", o.weights, "How weights are held: auto, bf16 or f32", "FORMAT");
+  add.Text("--weights", o.weights, "How weights are held: auto, bf16, f32 or int8", "FORMAT");
   add.Text("--state-dtype", o.state_dtype,
            "What SSM states are held in: f32, or bf16 (half the size)", "TYPE");
   add.Text("--isa", o.isa, "CPU instructions: portable, avx2, avx512; default: the best", "ISA");
+  add.Flag("--deterministic", o.deterministic,
+           "On CUDA: bits that don't depend on other streams, as always on the CPU");
   add.Number("--threads", o.threads, "CPU threads; 0 = one per core");
   add.Group("Scheduling");
   add.NumberOrAuto("--max-slots", o.max_slots, engine::kAutoSlots,

@@ -23,8 +23,13 @@ struct BackendOptions {
   // CPU worker threads, the caller included. 0 = one per available core. At most kMaxThreads.
   int num_threads = 0;
   // CPU instruction-set path: "" = the best that this processor has, else exactly one of
-  // "portable", "avx2", "avx512" (AVX-512 F/BW/VL/DQ + AVX512-BF16).
-  std::string isa;
+  // "portable", "avx2", "avx512" (AVX-512 F/BW/VL/DQ + AVX512-BF16, VNNI).
+  std::string isa = {};
+  // CUDA: whether a row's bits may not depend on the rows beside it, as they never do on the CPU.
+  // False: products of many rows by bf16 weights are cuBLASLt's, where it is found.
+  bool deterministic = false;
+  // CUDA: cuBLASLt's file. "" = libcublasLt.so.13, .12 or .11, wherever the loader finds it.
+  std::string cublaslt = {};
 };
 
 inline constexpr int kMaxThreads = 256;
@@ -45,7 +50,7 @@ class PackedMatrix {
   virtual ~PackedMatrix() = default;
   virtual int64_t rows() const = 0;
   virtual int64_t cols() const = 0;
-  virtual DType dtype() const = 0;   // kBF16 or kF32
+  virtual DType dtype() const = 0;   // kBF16, kF32 or kI8
   virtual size_t bytes() const = 0;  // device memory held
 };
 
@@ -72,6 +77,8 @@ class Backend {
   // Identifies everything that decides the low bits of results, but the weight dtype:
   // "cpu-avx2-v1" = device, instruction-set path, kernel version. Never depends on num_threads.
   virtual std::string numerics_name() const = 0;
+  // A sentence for the log on how this backend was made ("" = nothing to say).
+  virtual std::string notice() const { return {}; }
 
   // Device memory, aligned to 64 bytes, zeroed. Null when there is none left. Free(nullptr) is
   // legal.
@@ -125,10 +132,14 @@ class Backend {
   virtual std::unique_ptr<Recording> EndRecording() { return nullptr; }
   virtual void Replay(const Recording&) {}
 
-  // Packs host matrix `w` [rows, cols], row-major, of dtype `from` (f32, bf16, f16), to `to` (bf16:
-  // round to nearest even; f32). Null when memory runs out.
+  // Packs host matrix `w` [rows, cols], row-major, any alignment, of dtype `from` (f32, bf16, f16),
+  // to `to` (bf16: round to nearest even; f32). Null when memory runs out.
   virtual std::unique_ptr<PackedMatrix> Pack(const void* w, DType from, int64_t rows, int64_t cols,
                                              DType to) = 0;
+  // Packs W = row_scales[rows] * q [rows, cols], as kernels/quantize.h makes it. Null when memory
+  // runs out.
+  virtual std::unique_ptr<PackedMatrix> PackInt8(const int8_t* q, const float* row_scales,
+                                                 int64_t rows, int64_t cols) = 0;
 
   // The ops: documented with their params structs in ops.h.
   virtual void EmbeddingGather(const EmbeddingGatherParams& params) = 0;

@@ -27,6 +27,8 @@ std::string_view DTypeName(DType dtype) {
       return "bf16";
     case DType::kF16:
       return "f16";
+    case DType::kI8:
+      return "int8";
   }
   return "unknown";
 }
@@ -62,6 +64,10 @@ void ConvertToF32(const void* src, DType from, size_t count, float* dst) {
   const auto* bytes = static_cast<const unsigned char*>(src);
   if (from == DType::kF32) {
     if (count != 0) std::memcpy(dst, bytes, count * sizeof(float));
+    return;
+  }
+  if (from == DType::kI8) {
+    for (size_t i = 0; i < count; ++i) dst[i] = static_cast<float>(static_cast<int8_t>(bytes[i]));
     return;
   }
   for (size_t i = 0; i < count; ++i) {

@@ -47,15 +47,13 @@ struct Segment {
   int32_t write_slot;  // receives the state after the last token; kPadSlot = not kept
 };
 
-// out[t, :] = table[token_ids[t], :], widened to f32.
+// out[t, :] = table[token_ids[t], :], widened to f32 (int8: times the row's scale). The table is a
+// packed matrix, so that a tied embedding and lm_head are one.
 struct EmbeddingGatherParams {
-  const void* table;  // [vocab, d_model] row-major, dtype table_dtype (f32 or bf16)
-  DType table_dtype;
-  int64_t vocab_size;        // rows of table; 0 <= token_ids[t] < vocab_size
-  const int32_t* token_ids;  // [num_tokens]
-  float* out;                // [num_tokens, d_model]
+  const PackedMatrix* table;  // [vocab, d_model]
+  const int32_t* token_ids;   // [num_tokens], each in [0, vocab)
+  float* out;                 // [num_tokens, d_model] contiguous
   int64_t num_tokens;
-  int64_t d_model;
 };
 
 // "Add -> Norm" of the block (mamba_ssm modules/block.py; KERNELS: RMSNorm, Zhang & Sennrich 2019):
@@ -80,6 +78,10 @@ struct RmsNormParams {
 // One accumulator per output, k in increasing order, whatever num_tokens is (batch invariance).
 // Weights bf16: products of bf16 weight (exact in f32) and activation; the avx512 path rounds the
 // activations to bf16 first (vdpbf16ps), the others don't: that is part of the numerics name.
+// Weights int8: W = scale[n] * q[n, k]; the sum is over q, and is multiplied by the scale at the
+// end. The avx512 path meets activations in int8 too, each run of kActivationGroup along k with a
+// scale of its own (the largest magnitude is 127): sums within a run are exact integers, runs are
+// added in f32 in increasing order. The others take q as exact f32 (cuda: bf16) values.
 struct LinearParams {
   const float* x;  // [num_tokens, weight->cols()] stride x_stride
   int64_t x_stride;

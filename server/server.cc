@@ -43,6 +43,7 @@ std::shared_ptr<spdlog::logger> MakeLog(const std::string& level) {
 engine::WeightFormat ParseWeights(const std::string& name) {
   if (name == "bf16") return engine::WeightFormat::kBF16;
   if (name == "f32") return engine::WeightFormat::kF32;
+  if (name == "int8") return engine::WeightFormat::kInt8;
   return engine::WeightFormat::kAuto;
 }
 
@@ -151,7 +152,8 @@ absl::Status RunningServer::Start() {
 absl::Status RunningServer::MakeBackend() {
   const ServerOptions& options = parts_.options;
   const kernels::BackendOptions backend_options = {.num_threads = options.threads,
-                                                   .isa = options.isa};
+                                                   .isa = options.isa,
+                                                   .deterministic = options.deterministic};
   const bool is_auto = options.device == "auto";
   std::string error;
   backend_ = kernels::Backend::Create(is_auto ? "cuda:0" : options.device, backend_options, &error);
@@ -159,7 +161,11 @@ absl::Status RunningServer::MakeBackend() {
     log_->info("event=device_chosen device=cpu reason=\"{}\"", error);
     backend_ = kernels::Backend::Create("cpu", backend_options, &error);
   }
-  return backend_ == nullptr ? absl::InvalidArgumentError(error) : absl::OkStatus();
+  if (backend_ == nullptr) return absl::InvalidArgumentError(error);
+  if (const std::string notice = backend_->notice(); !notice.empty()) {
+    log_->info("event=backend device={} notice=\"{}\"", backend_->device(), notice);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status RunningServer::LoadModel() {

@@ -30,8 +30,9 @@ struct ServerOptions {
   std::string backups_dir;
 
   std::string device = "cpu";       // kernels/backend.h
-  std::string weights = "auto";     // "auto", "bf16", "f32": engine/model/model.h
+  std::string weights = "auto";     // "auto", "bf16", "f32", "int8": engine/model/model.h
   std::string state_dtype = "f32";  // "f32", "bf16": ModelOptions::state_dtype
+  bool deterministic = false;       // kernels/backend.h
   std::string isa;                  // "" = the best this processor has: kernels/backend.h
   int32_t threads = 0;              // CPU threads of the kernels; 0 = one per available core
 

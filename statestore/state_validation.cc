@@ -178,6 +178,8 @@ size_t CountNonFinite(std::string_view bytes, kernels::DType dtype) {
       return CountNonFinite<uint16_t>(bytes, 0x7f80u);
     case kernels::DType::kF16:
       return CountNonFinite<uint16_t>(bytes, 0x7c00u);
+    case kernels::DType::kI8:
+      break;
   }
   return 0;
 }

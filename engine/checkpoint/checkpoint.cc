@@ -47,6 +47,7 @@ class MappedCheckpoint final : public Checkpoint {
   const std::map<std::string, std::string, std::less<>>& skipped() const override {
     return skipped_;
   }
+  void Release(const TensorView& view) const override { MappedFile::Release(view.data); }
   const std::vector<std::string>& files() const override { return paths_; }
 
  private:

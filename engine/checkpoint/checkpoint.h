@@ -29,7 +29,7 @@ inline constexpr int kMaxTensorRank = 8;
 // `model.safetensors.index.json` names, or `pytorch_model.bin` (a zip of raw storages and a pickle
 // that may only build tensors; anything else in it is refused), in this order of preference. Names
 // are those of the files; WeightReader (engine/model) maps them to roles. Tensors of other dtypes
-// than f32, bf16, f16 are kept out of tensors() and only listed in skipped().
+// than f32, bf16, f16, int8 are kept out of tensors() and only listed in skipped().
 //
 // Immutable and thread-safe. Views live as long as the Checkpoint.
 class Checkpoint {
@@ -44,6 +44,9 @@ class Checkpoint {
   virtual const std::map<std::string, TensorView, std::less<>>& tensors() const = 0;
   // Tensors kept out, with the file's word for their dtype.
   virtual const std::map<std::string, std::string, std::less<>>& skipped() const = 0;
+  // The pages of `view`, one of tensors(), need not stay in memory: they are read again when they
+  // are next looked at. So a load holds one tensor of the file at a time, not all.
+  virtual void Release(const TensorView& view) const = 0;
   // The files read, as paths.
   virtual const std::vector<std::string>& files() const = 0;
 };

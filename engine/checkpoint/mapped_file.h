@@ -24,6 +24,9 @@ class MappedFile {
   const std::string& path() const { return path_; }
   std::span<const std::byte> bytes() const { return bytes_; }
 
+  // Lets go of the whole pages of `bytes`, part of a mapped file: they are read again when needed.
+  static void Release(std::span<const std::byte> bytes);
+
  private:
   MappedFile(std::string path, std::span<const std::byte> bytes);
 

@@ -46,8 +46,8 @@ class Hasher {
 };
 
 bool IsUsed(std::string_view canonical_name, const ModelConfig& config) {
-  if (canonical_name == kHeadName) return !config.tie_embeddings;
-  return canonical_name == kEmbeddingName || canonical_name == kFinalNormName ||
+  if (canonical_name.starts_with(kHeadName)) return !config.tie_embeddings;
+  return canonical_name.starts_with(kEmbeddingName) || canonical_name == kFinalNormName ||
          canonical_name.starts_with("backbone.layers.");
 }
 
@@ -78,6 +78,7 @@ std::string ModelFingerprint(const Checkpoint& checkpoint, const ModelConfig& co
     hasher.AddText(kernels::DTypeName(view->dtype));
     hasher.AddText(ShapeText(view->shape));
     hasher.AddBytes(view->data);
+    checkpoint.Release(*view);
   }
   return hasher.Hex();
 }

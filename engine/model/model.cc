@@ -77,11 +77,15 @@ struct Layer {
 };
 
 struct Weights {
-  EmbeddingTable embedding;
+  std::unique_ptr<kernels::PackedMatrix> embedding;  // [padded_vocab_size, d_model]
   std::vector<Layer> layers;
   DeviceMemory final_norm;                         // [d_model]
-  std::unique_ptr<kernels::PackedMatrix> lm_head;  // [padded_vocab_size, d_model]
+  std::unique_ptr<kernels::PackedMatrix> lm_head;  // [padded_vocab_size, d_model]; null: tied
   uint64_t bytes = 0;
+
+  const kernels::PackedMatrix* head() const {
+    return lm_head == nullptr ? embedding.get() : lm_head.get();
+  }
 };
 
 // Pre-norm residual blocks over a list of mixers, one RMSNorm before each and one at the end:
@@ -162,13 +166,10 @@ void LanguageModel::CheckBatch(const Batch& batch) const {
 
 void LanguageModel::Embed(int64_t num_tokens) {
   kernels::EmbeddingGatherParams params{};
-  params.table = weights_.embedding.memory.data();
-  params.table_dtype = weights_.embedding.dtype;
-  params.vocab_size = config_.padded_vocab_size;
+  params.table = weights_.embedding.get();
   params.token_ids = activations_.inputs.token_ids();
   params.out = activations_.residual.f32();
   params.num_tokens = num_tokens;
-  params.d_model = config_.d_model;
   backend_->EmbeddingGather(params);
 }
 
@@ -178,7 +179,7 @@ void LanguageModel::Head(const float* pending, const StepShape& shape) {
     params.x = activations_.residual.f32();
     params.norm_weight = weights_.final_norm.f32();
     params.norm_eps = config_.norm_eps;
-    params.weight = weights_.lm_head.get();
+    params.weight = weights_.head();
     params.out = activations_.logits.f32();
     params.out_stride = config_.padded_vocab_size;
     params.num_rows = shape.num_tokens;
@@ -209,7 +210,7 @@ void LanguageModel::Head(const float* pending, const StepShape& shape) {
   kernels::LinearParams params{};
   params.x = x;
   params.x_stride = config_.d_model;
-  params.weight = weights_.lm_head.get();
+  params.weight = weights_.head();
   params.out = activations_.logits.f32();
   params.out_stride = config_.padded_vocab_size;
   params.num_tokens = shape.num_logit_rows;
@@ -275,11 +276,16 @@ float* LanguageModel::Forward(const Batch& batch, std::byte* slots) {
   return activations_.logits.f32();
 }
 
-DType ResolveMatrixDType(const Checkpoint& checkpoint, WeightFormat format) {
-  if (format == WeightFormat::kF32) return DType::kF32;
-  if (format == WeightFormat::kBF16) return DType::kBF16;
-  const TensorView* matrix = checkpoint.Find("backbone.layers.0.mixer.in_proj.weight");
-  return matrix != nullptr && matrix->dtype != DType::kF32 ? DType::kBF16 : DType::kF32;
+WeightDTypes ResolveDTypes(const Checkpoint& checkpoint, WeightFormat format) {
+  if (format == WeightFormat::kF32) return {DType::kF32, DType::kF32};
+  if (format == WeightFormat::kBF16) return {DType::kBF16, DType::kBF16};
+  const TensorView* projection = checkpoint.Find("backbone.layers.0.mixer.in_proj.weight");
+  const TensorView* matrix = checkpoint.Find("backbone.layers.0.mixer.x_proj.weight");
+  const DType dtype =
+      matrix != nullptr && matrix->dtype != DType::kF32 ? DType::kBF16 : DType::kF32;
+  const bool is_int8 =
+      format == WeightFormat::kInt8 || (projection != nullptr && projection->dtype == DType::kI8);
+  return {dtype, is_int8 ? DType::kI8 : dtype};
 }
 
 absl::StatusOr<Layer> LoadLayer(const ModelConfig& config, int64_t layer_index,
@@ -301,8 +307,10 @@ absl::StatusOr<Layer> LoadLayer(const ModelConfig& config, int64_t layer_index,
 absl::StatusOr<Weights> LoadWeights(const ModelConfig& config, const StateLayout& layout,
                                     kernels::Backend* backend, WeightReader* reader) {
   Weights weights;
-  absl::StatusOr<EmbeddingTable> embedding =
-      reader->Embedding(kEmbeddingName, config.padded_vocab_size, config.d_model);
+  absl::StatusOr<std::unique_ptr<kernels::PackedMatrix>> embedding =
+      config.tie_embeddings
+          ? reader->Projection(kEmbeddingName, config.padded_vocab_size, config.d_model)
+          : reader->Matrix(kEmbeddingName, config.padded_vocab_size, config.d_model);
   if (!embedding.ok()) return embedding.status();
   weights.embedding = *std::move(embedding);
   for (size_t i = 0; i < config.layers.size(); ++i) {
@@ -314,10 +322,12 @@ absl::StatusOr<Weights> LoadWeights(const ModelConfig& config, const StateLayout
   absl::StatusOr<DeviceMemory> norm = reader->Vector(kFinalNormName, config.d_model);
   if (!norm.ok()) return norm.status();
   weights.final_norm = *std::move(norm);
-  absl::StatusOr<std::unique_ptr<kernels::PackedMatrix>> head = reader->Matrix(
-      config.tie_embeddings ? kEmbeddingName : kHeadName, config.padded_vocab_size, config.d_model);
-  if (!head.ok()) return head.status();
-  weights.lm_head = *std::move(head);
+  if (!config.tie_embeddings) {
+    absl::StatusOr<std::unique_ptr<kernels::PackedMatrix>> head =
+        reader->Projection(kHeadName, config.padded_vocab_size, config.d_model);
+    if (!head.ok()) return head.status();
+    weights.lm_head = *std::move(head);
+  }
   weights.bytes = reader->device_bytes();
   return weights;
 }
@@ -397,16 +407,19 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const Checkpoint& checkpoint,
                                                    kernels::Backend* backend,
                                                    const ModelOptions& options) {
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
-  const DType matrix_dtype = ResolveMatrixDType(checkpoint, options.weights);
+  const WeightDTypes dtypes = ResolveDTypes(checkpoint, options.weights);
   StateLayout layout = MakeStateLayout(config, options.state_dtype);
-  WeightReader reader(checkpoint, backend, matrix_dtype);
+  WeightReader reader(checkpoint, backend, dtypes);
   absl::StatusOr<Weights> weights = LoadWeights(config, layout, backend, &reader);
   if (!weights.ok()) return weights.status();
   absl::StatusOr<Activations> activations = AllocateActivations(config, options, *weights, backend);
   if (!activations.ok()) return activations.status();
-  std::string numerics_id =
-      absl::StrCat(backend->numerics_name(), "-w", std::string(kernels::DTypeName(matrix_dtype)),
-                   options.state_dtype == DType::kBF16 ? "-sbf16" : "");
+  std::string numerics_id = absl::StrCat(backend->numerics_name(), "-w",
+                                         std::string(kernels::DTypeName(dtypes.projection)));
+  if (dtypes.projection != dtypes.matrix) {
+    absl::StrAppend(&numerics_id, "-", std::string(kernels::DTypeName(dtypes.matrix)));
+  }
+  if (options.state_dtype == DType::kBF16) absl::StrAppend(&numerics_id, "-sbf16");
   return std::make_unique<LanguageModel>(
       config, std::move(layout), backend, options, *std::move(weights), *std::move(activations),
       ModelFingerprint(checkpoint, config), std::move(numerics_id));

@@ -15,8 +15,10 @@
 
 namespace vivarium::engine {
 
-// How weight matrices are held and multiplied: kAuto = bf16 when the file's are 16-bit, else f32.
-enum class WeightFormat : uint8_t { kAuto = 0, kBF16 = 1, kF32 = 2 };
+// How weight matrices are held and multiplied. kAuto: int8 when the file's projections are (model
+// quantize), else bf16 when the file's matrices are 16-bit, else f32. kInt8: in_proj, out_proj and
+// lm_head (with a tied embedding) as int8, the others as by kAuto.
+enum class WeightFormat : uint8_t { kAuto = 0, kBF16 = 1, kF32 = 2, kInt8 = 3 };
 
 // One step's work: rows of all sequences one after the other, cut by segments (kernels/ops.h).
 struct Batch {
@@ -61,8 +63,8 @@ class Model {
   // Hex of a hash over the dimensions and every tensor's canonical name, dtype, shape and content:
   // the same for both namings and both file formats of the same weights.
   virtual std::string_view fingerprint() const = 0;
-  // Backend::numerics_name() + "-w" + weight dtype, e.g. "cpu-avx512-v1-wbf16"; with bf16 states
-  // then "-sbf16".
+  // Backend::numerics_name() + "-w" + weight dtype, e.g. "cpu-avx512-v1-wbf16"; int8 also with that
+  // of the matrices that stay: "-wint8-bf16"; with bf16 states then "-sbf16".
   virtual std::string_view numerics_id() const = 0;
   virtual uint64_t weight_bytes() const = 0;      // device memory of weights
   virtual uint64_t activation_bytes() const = 0;  // device memory of activations and logits

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/checkpoint/malformed.h"
 #include "engine/checkpoint/tensor_table.h"
+#include "kernels/quantize.h"
 
 namespace vivarium::engine {
 namespace {
@@ -16,30 +17,6 @@ using kernels::DType;
 
 int64_t ElementCount(const TensorView& view) {
   return static_cast<int64_t>(view.data.size() / kernels::DTypeBytes(view.dtype));
-}
-
-// Whether `view`'s elements lie at their natural alignment, as Backend::Pack may assume.
-bool IsAligned(const TensorView& view) {
-  return reinterpret_cast<uintptr_t>(view.data.data()) % kernels::DTypeBytes(view.dtype) == 0;
-}
-
-// Writes `count` elements of `src` (dtype `from`, any alignment) as `to` (kF32 or kBF16) to `dst`;
-// `staging` has room for count floats.
-void ConvertElements(const std::byte* src, DType from, size_t count, DType to, float* staging,
-                     std::byte* dst) {
-  if (from == to) {
-    std::memcpy(dst, src, count * kernels::DTypeBytes(to));
-    return;
-  }
-  kernels::ConvertToF32(src, from, count, staging);
-  if (to == DType::kF32) {
-    std::memcpy(dst, staging, count * sizeof(float));
-    return;
-  }
-  for (size_t i = 0; i < count; ++i) {
-    const uint16_t bits = kernels::F32ToBF16(staging[i]);
-    std::memcpy(dst + 2 * i, &bits, sizeof(bits));
-  }
 }
 
 }  // namespace
@@ -60,6 +37,17 @@ const TensorView* FindTensor(const Checkpoint& checkpoint, const std::string& ca
 
 absl::StatusOr<const TensorView*> WeightReader::Require(const std::string& name,
                                                         std::span<const int64_t> shape) const {
+  absl::StatusOr<const TensorView*> view = RequireShape(name, shape);
+  if (view.ok() && (*view)->dtype == DType::kI8) {
+    return MalformedFile((*view)->file, absl::StrCat("tensor ", Quoted(name)), (*view)->file_offset,
+                         "dtype F32, BF16 or F16",
+                         "I8, which is for in_proj, out_proj and the head of an int8 model");
+  }
+  return view;
+}
+
+absl::StatusOr<const TensorView*> WeightReader::RequireShape(const std::string& name,
+                                                             std::span<const int64_t> shape) const {
   const TensorView* view = FindTensor(checkpoint_, name);
   if (view == nullptr) {
     const auto skipped = checkpoint_.skipped().find(name);
@@ -77,55 +65,51 @@ absl::StatusOr<const TensorView*> WeightReader::Require(const std::string& name,
   return view;
 }
 
+absl::StatusOr<std::unique_ptr<kernels::PackedMatrix>> WeightReader::Held(
+    const std::string& name, const TensorView& view, DType to,
+    std::unique_ptr<kernels::PackedMatrix> packed) {
+  checkpoint_.Release(view);
+  if (packed == nullptr) {
+    const auto count = static_cast<uint64_t>(ElementCount(view));
+    return OutOfDeviceMemory(absl::StrCat("tensor ", Quoted(name), " ", ShapeText(view.shape)),
+                             count * kernels::DTypeBytes(to), device_bytes_);
+  }
+  device_bytes_ += packed->bytes();
+  return packed;
+}
+
 absl::StatusOr<std::unique_ptr<kernels::PackedMatrix>> WeightReader::Matrix(const std::string& name,
                                                                             int64_t rows,
                                                                             int64_t cols) {
   const int64_t shape[] = {rows, cols};
   absl::StatusOr<const TensorView*> view = Require(name, shape);
   if (!view.ok()) return view.status();
-  const void* source = (*view)->data.data();
-  std::vector<uint32_t> aligned;
-  if (!IsAligned(**view)) {
-    aligned.resize((*view)->data.size() / sizeof(uint32_t) + 1);
-    std::memcpy(aligned.data(), source, (*view)->data.size());
-    source = aligned.data();
-  }
-  std::unique_ptr<kernels::PackedMatrix> packed =
-      backend_->Pack(source, (*view)->dtype, rows, cols, matrix_dtype_);
-  if (packed == nullptr) {
-    return OutOfDeviceMemory(
-        absl::StrCat("tensor ", Quoted(name), " ", ShapeText(shape)),
-        static_cast<uint64_t>(rows * cols) * kernels::DTypeBytes(matrix_dtype_), device_bytes_);
-  }
-  device_bytes_ += packed->bytes();
-  return packed;
+  return Held(name, **view, dtypes_.matrix,
+              backend_->Pack((*view)->data.data(), (*view)->dtype, rows, cols, dtypes_.matrix));
 }
 
-absl::StatusOr<EmbeddingTable> WeightReader::Embedding(const std::string& name, int64_t rows,
-                                                       int64_t cols) {
+absl::StatusOr<std::unique_ptr<kernels::PackedMatrix>> WeightReader::Projection(
+    const std::string& name, int64_t rows, int64_t cols) {
+  if (dtypes_.projection != DType::kI8) return Matrix(name, rows, cols);
   const int64_t shape[] = {rows, cols};
-  absl::StatusOr<const TensorView*> view = Require(name, shape);
+  absl::StatusOr<const TensorView*> view = RequireShape(name, shape);
   if (!view.ok()) return view.status();
-  const size_t count = static_cast<size_t>(rows * cols);
-  const size_t element_bytes = kernels::DTypeBytes(matrix_dtype_);
-  DeviceMemory memory(backend_, count * element_bytes);
-  if (memory.data() == nullptr) {
-    return OutOfDeviceMemory(absl::StrCat("tensor ", Quoted(name), " ", ShapeText(shape)),
-                             count * element_bytes, device_bytes_);
+  std::vector<float> scales(static_cast<size_t>(rows));
+  std::vector<int8_t> quantized;
+  const auto* q = reinterpret_cast<const int8_t*>((*view)->data.data());
+  if ((*view)->dtype == DType::kI8) {
+    const int64_t scale_shape[] = {rows};
+    absl::StatusOr<const TensorView*> scale =
+        Require(absl::StrCat(name, kScaleSuffix), scale_shape);
+    if (!scale.ok()) return scale.status();
+    kernels::ConvertToF32((*scale)->data.data(), (*scale)->dtype, scales.size(), scales.data());
+  } else {
+    quantized.resize(static_cast<size_t>(rows * cols));
+    kernels::QuantizeRows((*view)->data.data(), (*view)->dtype, rows, cols, quantized.data(),
+                          scales.data());
+    q = quantized.data();
   }
-  const size_t block = std::min(count, kMaxStagingBytes / (2 * sizeof(float)));
-  std::vector<float> staging(block);
-  std::vector<std::byte> converted(block * element_bytes);
-  const std::byte* source = (*view)->data.data();
-  for (size_t begin = 0; begin < count; begin += block) {
-    const size_t size = std::min(block, count - begin);
-    ConvertElements(source + begin * kernels::DTypeBytes((*view)->dtype), (*view)->dtype, size,
-                    matrix_dtype_, staging.data(), converted.data());
-    backend_->CopyToDevice(static_cast<std::byte*>(memory.data()) + begin * element_bytes,
-                           converted.data(), size * element_bytes);
-  }
-  device_bytes_ += memory.bytes();
-  return EmbeddingTable{std::move(memory), matrix_dtype_};
+  return Held(name, **view, DType::kI8, backend_->PackInt8(q, scales.data(), rows, cols));
 }
 
 absl::StatusOr<DeviceMemory> WeightReader::Vector(const std::string& name,

@@ -46,6 +46,8 @@ class CpuBackend final : public Backend {
 
   std::unique_ptr<PackedMatrix> Pack(const void* w, DType from, int64_t rows, int64_t cols,
                                      DType to) override;
+  std::unique_ptr<PackedMatrix> PackInt8(const int8_t* q, const float* row_scales, int64_t rows,
+                                         int64_t cols) override;
 
   void EmbeddingGather(const EmbeddingGatherParams& params) override;
   void RmsNorm(const RmsNormParams& params) override;
@@ -59,17 +61,22 @@ class CpuBackend final : public Backend {
   CpuBackend(const OpTable* ops, std::unique_ptr<ThreadPool> pool)
       : ops_(ops), pool_(std::move(pool)) {}
 
-  // Room for kMaxRoundedRows rows of activations in rounded_; made by Pack, so that a step
-  // allocates nothing. False when memory runs out.
+  // Room for kMaxRoundedRows rows of activations in rounded_, as bf16 or int8; made by Pack, so
+  // that a step allocates nothing. False when memory runs out.
   bool ReserveRounded(int64_t padded_cols);
-  // Rows of x as bf16, each padded with zeros to an even length. Valid until the next call.
-  const uint16_t* RoundActivations(const float* x, int64_t x_stride, int64_t num_rows,
-                                   int64_t cols);
+  bool ReserveQuantized(int64_t padded_cols);
+  bool ReserveBytes(size_t bytes);
+  // Sets panel->x.. to num_rows rows of x as bf16, each padded with zeros to an even length, or as
+  // int8, each padded to a multiple of four. Valid until the next call of either.
+  void RoundActivations(const float* x, int64_t x_stride, int64_t num_rows, int64_t cols,
+                        LinearPanel* panel);
+  void QuantizeActivations(const float* x, int64_t x_stride, int64_t num_rows, int64_t cols,
+                           LinearPanel* panel);
 
   const OpTable* const ops_;
   const std::unique_ptr<ThreadPool> pool_;
-  AlignedArray<uint16_t> rounded_;
-  int64_t rounded_capacity_ = 0;
+  AlignedArray<unsigned char> rounded_;
+  size_t rounded_bytes_ = 0;
 };
 
 }  // namespace vivarium::kernels

@@ -4,7 +4,6 @@
 #include "kernels/cpu/simd_avx2.h"
 //
 #include "kernels/cpu/causal_conv1d_impl.h"
-#include "kernels/cpu/embedding_gather_impl.h"
 #include "kernels/cpu/linear_impl.h"
 #include "kernels/cpu/linear_widening_impl.h"
 #include "kernels/cpu/rms_norm_impl.h"
@@ -22,8 +21,9 @@ const OpTable* Avx2Ops() {
       .paired_bf16 = false,
       .linear_f32 = LinearF32,
       .linear_bf16 = LinearBF16,
+      .linear_int8 = LinearInt8,
       .round_to_bf16 = nullptr,
-      .embedding_gather = EmbeddingGather,
+      .quantize_row = nullptr,
       .rms_norm = RmsNorm,
       .causal_conv1d = CausalConv1d,
       .selective_scan = SelectiveScan,

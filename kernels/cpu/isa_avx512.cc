@@ -4,8 +4,8 @@
 #include "kernels/cpu/simd_avx512.h"
 //
 #include "kernels/cpu/causal_conv1d_impl.h"
-#include "kernels/cpu/embedding_gather_impl.h"
 #include "kernels/cpu/linear_impl.h"
+#include "kernels/cpu/linear_int8_impl.h"
 #include "kernels/cpu/linear_paired_impl.h"
 #include "kernels/cpu/rms_norm_impl.h"
 #include "kernels/cpu/sampling_lanes_avx512.h"
@@ -22,8 +22,9 @@ const OpTable* Avx512Ops() {
       .paired_bf16 = true,
       .linear_f32 = LinearF32,
       .linear_bf16 = LinearBF16,
+      .linear_int8 = LinearInt8,
       .round_to_bf16 = RoundToBF16,
-      .embedding_gather = EmbeddingGather,
+      .quantize_row = QuantizeRow,
       .rms_norm = RmsNorm,
       .causal_conv1d = CausalConv1d,
       .selective_scan = SelectiveScan,

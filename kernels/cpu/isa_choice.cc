@@ -9,7 +9,7 @@ bool HasAvx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports
 bool HasAvx512() {
   return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512bf16");
+         __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
 }
 #else
 bool HasAvx2() { return false; }
@@ -34,7 +34,8 @@ const OpTable* ChooseIsa(std::string_view isa, std::string* error) {
   if (isa == "avx2" && HasAvx2()) return Avx2Ops();
   if (isa == "avx512" && HasAvx512()) return Avx512Ops();
   *error = "CPU instruction set \"" + std::string(isa) + "\" is not available on this processor (" +
-           (isa == "avx2" ? "needs AVX2 and FMA" : "needs AVX-512 F, BW, VL, DQ and BF16") + ")";
+           (isa == "avx2" ? "needs AVX2 and FMA" : "needs AVX-512 F, BW, VL, DQ, BF16 and VNNI") +
+           ")";
   return nullptr;
 }
 

@@ -6,7 +6,8 @@
 namespace vivarium::kernels {
 namespace {
 
-// Stores kRows x kVectors accumulators, plus the bias, to the panel's columns that exist.
+// Stores kRows x kVectors accumulators, times the scales, plus the bias, to the panel's columns
+// that exist.
 template <int kRows, int kVectors>
 inline void StoreTile(const Vec (&acc)[kRows][kVectors], const LinearPanel& panel, int64_t row) {
 #pragma GCC unroll 8
@@ -15,9 +16,12 @@ inline void StoreTile(const Vec (&acc)[kRows][kVectors], const LinearPanel& pane
     const int left = panel.num_columns - begin;
     const int count = left < kLanes ? left : kLanes;
     const Vec bias = panel.bias == nullptr ? Set(0.0f) : LoadPartial(panel.bias + begin, count);
+    const Vec scale =
+        panel.scales == nullptr ? Set(1.0f) : LoadPartial(panel.scales + begin, count);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const Vec sum = panel.bias == nullptr ? acc[r][v] : Add(acc[r][v], bias);
+      const Vec scaled = panel.scales == nullptr ? acc[r][v] : Mul(acc[r][v], scale);
+      const Vec sum = panel.bias == nullptr ? scaled : Add(scaled, bias);
       StorePartial(panel.out + (row + r) * panel.out_stride + begin, sum, count);
     }
   }

@@ -12,14 +12,23 @@
 
 namespace vivarium::kernels {
 
+// Activations along K that share a scale.
+inline constexpr int kActivationGroup = 128;
+
 // One column panel of a matrix product: `out[t, 0..num_columns)` for all t.
 struct LinearPanel {
-  const void* x;       // f32 [num_tokens, x_stride], or bf16 [num_tokens, x_stride] when paired
-  int64_t x_stride;    // in elements
-  const void* weight;  // this panel, packed (see PackedLayout)
-  int64_t depth;       // K: rows of the panel; pairs of rows when paired
-  const float* bias;   // [num_columns]; may be null
-  float* out;          // [num_tokens, out_stride]
+  const void* x;        // f32 [num_tokens, x_stride]; bf16 when paired, int8 when in fours
+  int64_t x_stride;     // in elements
+  const void* weight;   // this panel, packed
+  int64_t depth;        // K: rows of the panel; pairs or fours of rows
+  const float* bias;    // [num_columns]; may be null
+  const float* scales;  // [num_columns], of int8 weights; null: 1
+  // Of int8 activations, per run of kActivationGroup along K: x = x_scales * int8, and what the
+  // weights' offset adds to a sum, negated. [num_tokens, num_groups]
+  const float* x_scales;
+  const int32_t* x_offsets;
+  int64_t num_groups;
+  float* out;  // [num_tokens, out_stride]
   int64_t out_stride;
   int64_t num_tokens;
   int32_t num_columns;  // 1 .. 16 * panel_vectors
@@ -57,6 +66,8 @@ struct OrderHistogram {
 //   f32:            [K][vectors][16]
 //   bf16:           [K][vectors][16]
 //   bf16, paired:   [ceil(K/2)][vectors][16][2], an odd K padded with zeros
+//   int8:           [K][vectors][16]
+//   int8, in fours: [ceil(K/4)][vectors][16][4], each plus 128, K padded with 128
 // A panel's columns beyond W's rows are zeros.
 struct OpTable {
   const char* isa;
@@ -66,12 +77,17 @@ struct OpTable {
 
   void (*linear_f32)(const LinearPanel& panel);
   void (*linear_bf16)(const LinearPanel& panel);
+  void (*linear_int8)(const LinearPanel& panel);
   // dst[0..padded_count) = src[0..count) rounded to nearest even, then zeros. Null unless paired.
   void (*round_to_bf16)(const float* src, int64_t count, uint16_t* dst, int64_t padded_count);
+  // A row of activations for int8 weights in fours: dst[0..padded_count) and, per group, its scale
+  // and offset. A group that holds NaN or infinity gets the scale NaN. Null: linear_int8 takes f32
+  // activations and weights that are not in fours.
+  void (*quantize_row)(const float* src, int64_t count, int8_t* dst, int64_t padded_count,
+                       float* scales, int32_t* offsets);
 
   // The ops of ops.h on a range: of tokens, of channels (multiples of 16 but for the end), of
   // tiles.
-  void (*embedding_gather)(const EmbeddingGatherParams& params, int64_t begin, int64_t end);
   void (*rms_norm)(const RmsNormParams& params, int64_t begin, int64_t end);
   void (*causal_conv1d)(const CausalConv1dParams& params, int64_t begin, int64_t end);
   void (*selective_scan)(const SelectiveScanParams& params, int64_t begin, int64_t end);

@@ -61,6 +61,9 @@ inline void StoreBF16(uint16_t* p, Vec v) {
   }
 }
 
+// Sixteen int8, widened.
+inline Vec LoadInt8(const int8_t* p) { VIVARIUM_LANEWISE(static_cast<float>(p[i])); }
+
 inline Vec Add(Vec a, Vec b) { VIVARIUM_LANEWISE(a.lane[i] + b.lane[i]); }
 inline Vec Sub(Vec a, Vec b) { VIVARIUM_LANEWISE(a.lane[i] - b.lane[i]); }
 inline Vec Mul(Vec a, Vec b) { VIVARIUM_LANEWISE(a.lane[i] * b.lane[i]); }

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/device_fault.h"
 #include "kernels/cuda/gather.cuh"
+#include "kernels/cuda/library_linear.cuh"
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/rms_norm.cuh"
 #include "kernels/cuda/sample_tokens.cuh"
@@ -21,9 +23,22 @@ constexpr char kNumericsName[] = "cuda-v1";
 
 class CudaPackedMatrix final : public PackedMatrix {
  public:
-  CudaPackedMatrix(void* data, int64_t rows, int64_t cols, DType dtype, size_t bytes)
-      : data_(data), rows_(rows), cols_(cols), dtype_(dtype), bytes_(bytes) {}
-  ~CudaPackedMatrix() override { cudaFree(data_); }
+  // scales: [rows] for int8, else null. plain: for LibraryLinear, or null. All are freed with the
+  // matrix.
+  CudaPackedMatrix(void* data, float* scales, void* plain, int64_t rows, int64_t cols, DType dtype,
+                   size_t bytes)
+      : data_(data),
+        scales_(scales),
+        plain_(plain),
+        rows_(rows),
+        cols_(cols),
+        dtype_(dtype),
+        bytes_(bytes) {}
+  ~CudaPackedMatrix() override {
+    cudaFree(data_);
+    cudaFree(scales_);
+    cudaFree(plain_);
+  }
   CudaPackedMatrix(const CudaPackedMatrix&) = delete;
   CudaPackedMatrix& operator=(const CudaPackedMatrix&) = delete;
 
@@ -32,9 +47,13 @@ class CudaPackedMatrix final : public PackedMatrix {
   DType dtype() const override { return dtype_; }
   size_t bytes() const override { return bytes_; }
   const void* data() const { return data_; }
+  const float* scales() const { return scales_; }
+  const void* plain() const { return plain_; }
 
  private:
   void* data_;
+  float* scales_;
+  void* plain_;
   int64_t rows_, cols_;
   DType dtype_;
   size_t bytes_;
@@ -52,28 +71,28 @@ class CudaRecording final : public Recording {
   cudaGraphExec_t graph_;
 };
 
-// The fragments of linear.cuh, in order.
-std::vector<PackedFragment> PackFragments(const std::vector<float>& w, int64_t rows, int64_t cols) {
-  const int64_t row_tiles = (rows + kRowTile - 1) / kRowTile;
-  const int64_t steps = LinearSteps(cols);
-  std::vector<PackedFragment> fragments(row_tiles * steps * kWarpSize);
-  const auto pair_at = [&](int64_t row, int64_t k) -> uint32_t {
-    if (row >= rows) return 0;
-    const uint32_t low = k < cols ? F32ToBF16(w[row * cols + k]) : 0;
-    const uint32_t high = k + 1 < cols ? F32ToBF16(w[row * cols + k + 1]) : 0;
-    return low | high << 16;
-  };
-  for (int64_t tile = 0; tile < row_tiles; ++tile) {
-    for (int64_t step = 0; step < steps; ++step) {
-      for (int lane = 0; lane < kWarpSize; ++lane) {
-        const int64_t row = tile * kRowTile + lane / 4;
-        const int64_t k = step * kStep + lane % 4 * 2;
-        fragments[(tile * steps + step) * kWarpSize + lane].a = {
-            {pair_at(row, k), pair_at(row + 8, k), pair_at(row, k + 8), pair_at(row + 8, k + 8)}};
+// W in packed elements, a piece of rows at a time: piece(first row, elements, their count).
+// element(row, k) is W[row][k]; what pads rows and k is `zero`.
+template <typename Element, typename At, typename Piece>
+void PackPieces(int64_t rows, int64_t cols, Element zero, const At& element, const Piece& piece) {
+  constexpr int64_t kMaxElements = 4 << 20;
+  const int64_t tile_elements = LinearSteps(cols) * kStep * kRowTile;
+  const int64_t piece_rows = std::max<int64_t>(kMaxElements / tile_elements, 1) * kRowTile;
+  std::vector<Element> packed;
+  for (int64_t first = 0; first < rows; first += piece_rows) {
+    const int64_t count = std::min(piece_rows, rows - first);
+    packed.assign((count + kRowTile - 1) / kRowTile * tile_elements, zero);
+    for (int64_t row = 0; row < count; ++row) {
+      for (int64_t k = 0; k < cols; ++k) {
+        packed[PackedIndex(row, k, cols)] = element(first + row, k);
       }
     }
+    piece(first, packed);
   }
-  return fragments;
+}
+
+size_t PackedElements(int64_t rows, int64_t cols) {
+  return (rows + kRowTile - 1) / kRowTile * kRowTile * LinearSteps(cols) * kStep;
 }
 
 class CudaBackend final : public Backend {
@@ -86,8 +105,14 @@ class CudaBackend final : public Backend {
   ~CudaBackend() override {
     (void)cudaStreamQuery(stream_);  // as in WaitForCopy
     copies_ = nullptr;
+    library_ = nullptr;
     cudaStreamDestroy(stream_);
   }
+  // From now on products of many rows by bf16 weights are the library's.
+  void UseLibrary(std::unique_ptr<CublasLt> library) {
+    library_ = std::make_unique<LibraryLinear>(std::move(library));
+  }
+  void set_notice(std::string notice) { notice_ = std::move(notice); }
   bool PrepareCopies(cudaError_t* error) {
     copies_ = CopyQueue::Create(ordinal_, &fault_, error);
     return copies_ != nullptr;
@@ -98,7 +123,10 @@ class CudaBackend final : public Backend {
   std::string_view device() const override { return device_; }
   std::string_view isa() const override { return "cuda"; }
   int num_threads() const override { return 1; }
-  std::string numerics_name() const override { return kNumericsName; }
+  std::string numerics_name() const override {
+    return library_ ? std::string(kNumericsName) + "-cublaslt" : kNumericsName;
+  }
+  std::string notice() const override { return notice_; }
   void BindThread() override { Check(cudaSetDevice(ordinal_), "set device"); }
   std::string fault() const override { return fault_.is_set() ? fault_.text() : std::string(); }
   MemoryInfo Memory() const override {
@@ -174,10 +202,10 @@ class CudaBackend final : public Backend {
 
   std::unique_ptr<PackedMatrix> Pack(const void* w, DType from, int64_t rows, int64_t cols,
                                      DType to) override;
+  std::unique_ptr<PackedMatrix> PackInt8(const int8_t* q, const float* row_scales, int64_t rows,
+                                         int64_t cols) override;
 
-  void EmbeddingGather(const EmbeddingGatherParams& params) override {
-    if (params.num_tokens > 0) LaunchEmbeddingGather(params, stream_);
-  }
+  void EmbeddingGather(const EmbeddingGatherParams& params) override;
   void RmsNorm(const RmsNormParams& params) override {
     if (params.num_tokens > 0) LaunchRmsNorm(params, stream_);
   }
@@ -202,28 +230,105 @@ class CudaBackend final : public Backend {
     Check(cudaMemcpyAsync(destination, source, bytes, kind, stream_), "copy");
   }
   bool Check(cudaError_t error, const char* what) { return fault_.Check(error, what); }
+  // w as LibraryLinear wants it; null when memory runs out.
+  void* PackPlain(const void* w, DType from, int64_t rows, int64_t cols);
 
   const int ordinal_;
   const std::string device_;
   cudaStream_t stream_;
   const DecodeDevice decode_device_;
+  std::unique_ptr<LibraryLinear> library_;  // null: the own kernels always
+  std::string notice_;
   DeviceFault fault_;
   std::unique_ptr<CopyQueue> copies_;
 };
 
 std::unique_ptr<PackedMatrix> CudaBackend::Pack(const void* w, DType from, int64_t rows,
                                                 int64_t cols, DType to) {
-  std::vector<float> wide(rows * cols);
-  ConvertToF32(w, from, wide.size(), wide.data());
-  std::vector<PackedFragment> fragments;
-  if (to == DType::kBF16) fragments = PackFragments(wide, rows, cols);
-  const void* host = to == DType::kBF16 ? static_cast<const void*>(fragments.data()) : wide.data();
-  const size_t bytes =
-      to == DType::kBF16 ? fragments.size() * sizeof(PackedFragment) : wide.size() * sizeof(float);
-  void* data = Allocate(bytes);
-  if (!data) return nullptr;
-  CopyToDevice(data, host, bytes);
-  return std::make_unique<CudaPackedMatrix>(data, rows, cols, to, bytes);
+  const auto* source = static_cast<const unsigned char*>(w);
+  const auto widen = [&](int64_t row, int64_t k) {
+    float value = 0.0f;
+    ConvertToF32(source + (row * cols + k) * DTypeBytes(from), from, 1, &value);
+    return value;
+  };
+  const size_t bytes = to == DType::kBF16 ? PackedElements(rows, cols) * DTypeBytes(to)
+                                          : rows * cols * sizeof(float);
+  const bool has_plain = library_ && to == DType::kBF16;
+  void* plain = has_plain ? PackPlain(w, from, rows, cols) : nullptr;
+  if (has_plain && !plain) return nullptr;
+  auto* data = static_cast<unsigned char*>(Allocate(bytes));
+  if (!data) {
+    Free(plain);
+    return nullptr;
+  }
+  if (to == DType::kBF16) {
+    PackPieces(
+        rows, cols, uint16_t{0}, [&](int64_t row, int64_t k) { return F32ToBF16(widen(row, k)); },
+        [&](int64_t first, const std::vector<uint16_t>& packed) {
+          CopyToDevice(data + PackedElements(first, cols) * sizeof(uint16_t), packed.data(),
+                       packed.size() * sizeof(uint16_t));
+        });
+  } else {
+    std::vector<float> row_values(cols);
+    for (int64_t row = 0; row < rows; ++row) {
+      ConvertToF32(source + row * cols * DTypeBytes(from), from, cols, row_values.data());
+      CopyToDevice(data + row * cols * sizeof(float), row_values.data(), cols * sizeof(float));
+    }
+  }
+  const size_t plain_bytes = has_plain ? rows * LibraryPitch(cols) * sizeof(uint16_t) : 0;
+  return std::make_unique<CudaPackedMatrix>(data, nullptr, plain, rows, cols, to,
+                                            bytes + plain_bytes);
+}
+
+void* CudaBackend::PackPlain(const void* w, DType from, int64_t rows, int64_t cols) {
+  if (!library_->Reserve(cols)) return nullptr;
+  const int64_t pitch = LibraryPitch(cols);
+  auto* plain = static_cast<uint16_t*>(Allocate(rows * pitch * sizeof(uint16_t)));
+  if (!plain) return nullptr;
+  constexpr int64_t kMaxElements = 4 << 20;
+  const int64_t piece = std::max<int64_t>(kMaxElements / pitch, 1);
+  std::vector<float> wide(cols);
+  for (int64_t first = 0; first < rows; first += piece) {
+    const int64_t count = std::min(piece, rows - first);
+    std::vector<uint16_t> bits(count * pitch);
+    for (int64_t row = 0; row < count; ++row) {
+      const int64_t begin = (first + row) * cols;
+      ConvertToF32(static_cast<const unsigned char*>(w) + begin * DTypeBytes(from), from, cols,
+                   wide.data());
+      for (int64_t k = 0; k < cols; ++k) bits[row * pitch + k] = F32ToBF16(wide[k]);
+    }
+    CopyToDevice(plain + first * pitch, bits.data(), bits.size() * sizeof(uint16_t));
+  }
+  return plain;
+}
+
+std::unique_ptr<PackedMatrix> CudaBackend::PackInt8(const int8_t* q, const float* row_scales,
+                                                    int64_t rows, int64_t cols) {
+  const size_t data_bytes = PackedElements(rows, cols);
+  const size_t scale_bytes = rows * sizeof(float);
+  auto* data = static_cast<unsigned char*>(Allocate(data_bytes));
+  auto* scales = static_cast<float*>(Allocate(scale_bytes));
+  if (!data || !scales) {
+    Free(data);
+    Free(scales);
+    return nullptr;
+  }
+  CopyToDevice(scales, row_scales, scale_bytes);
+  PackPieces(
+      rows, cols, static_cast<uint8_t>(kInt8Offset),
+      [&](int64_t row, int64_t k) { return static_cast<uint8_t>(q[row * cols + k] + kInt8Offset); },
+      [&](int64_t first, const std::vector<uint8_t>& packed) {
+        CopyToDevice(data + PackedElements(first, cols), packed.data(), packed.size());
+      });
+  return std::make_unique<CudaPackedMatrix>(data, scales, nullptr, rows, cols, DType::kI8,
+                                            data_bytes + scale_bytes);
+}
+
+void CudaBackend::EmbeddingGather(const EmbeddingGatherParams& params) {
+  if (params.num_tokens == 0) return;
+  const auto& table = static_cast<const CudaPackedMatrix&>(*params.table);
+  LaunchEmbeddingGather({table.data(), table.scales(), params.token_ids, params.out, table.cols()},
+                        table.dtype(), params.num_tokens, stream_);
 }
 
 std::unique_ptr<Recording> CudaBackend::EndRecording() {
@@ -240,11 +345,20 @@ std::unique_ptr<Recording> CudaBackend::EndRecording() {
 void CudaBackend::Linear(const LinearParams& params) {
   if (params.num_tokens == 0) return;
   const auto& weight = static_cast<const CudaPackedMatrix&>(*params.weight);
-  const LinearArguments arguments = {params.x,          params.x_stride, weight.data(),
-                                     params.bias,       params.out,      params.out_stride,
-                                     params.num_tokens, weight.rows(),   weight.cols()};
+  LinearArguments arguments = {params.x,      params.x_stride,   weight.data(),     params.bias,
+                               params.out,    params.out_stride, params.num_tokens, weight.rows(),
+                               weight.cols(), weight.scales()};
+  if (weight.plain() && params.num_tokens >= kMinLibraryRows) {
+    int64_t num_done = 0;
+    if (library_->Run(arguments, weight.plain(), stream_, &num_done)) return;
+    arguments.x += num_done * params.x_stride;
+    arguments.out += num_done * params.out_stride;
+    arguments.num_tokens -= num_done;
+  }
   if (weight.dtype() == DType::kBF16) {
-    LaunchLinearBF16(arguments, stream_);
+    LaunchLinear<PackedFragment>(arguments, stream_);
+  } else if (weight.dtype() == DType::kI8) {
+    LaunchLinear<PackedInt8Fragment>(arguments, stream_);
   } else {
     LaunchLinearF32(arguments, stream_);
   }
@@ -296,7 +410,8 @@ std::string WhatIsMissing(cudaError_t error) {
 
 }  // namespace
 
-std::unique_ptr<Backend> CreateCudaBackend(int ordinal, std::string* error) {
+std::unique_ptr<Backend> CreateCudaBackend(int ordinal, const BackendOptions& options,
+                                           std::string* error) {
   int num_devices = 0;
   const cudaError_t found = cudaGetDeviceCount(&num_devices);
   const std::string device = "device cuda:" + std::to_string(ordinal);
@@ -316,6 +431,14 @@ std::unique_ptr<Backend> CreateCudaBackend(int ordinal, std::string* error) {
     return nullptr;
   }
   auto backend = std::make_unique<CudaBackend>(ordinal, stream, QueryDevice(ordinal));
+  if (!options.deterministic) {
+    std::string why;
+    if (std::unique_ptr<CublasLt> library = CublasLt::Load(options.cublaslt, &why)) {
+      backend->UseLibrary(std::move(library));
+    } else {
+      backend->set_notice("cuBLASLt: " + why + "; products are all by kernels of this program");
+    }
+  }
   if (backend->PrepareCopies(&made)) return backend;
   *error = device + ": " + cudaGetErrorString(made);
   return nullptr;

@@ -10,6 +10,7 @@ namespace vivarium::kernels::cuda {
 
 // The backend on device `ordinal`. Null, with a sentence in *error, when there is no such device,
 // no driver, or this build is without CUDA.
-std::unique_ptr<Backend> CreateCudaBackend(int ordinal, std::string* error);
+std::unique_ptr<Backend> CreateCudaBackend(int ordinal, const BackendOptions& options,
+                                           std::string* error);
 
 }  // namespace vivarium::kernels::cuda

@@ -1,14 +1,15 @@
 // Linear: batch-invariant matrix products. bf16 weights meet activations rounded to bf16 in the
-// tensor cores; f32 weights are multiplied in f32.
+// tensor cores; int8 weights are widened to bf16 (exactly) in registers, and a row's scale
+// multiplies its sums at the end; f32 weights are multiplied in f32.
 //
 // One order, two schedules. K is cut into kLinearSegments runs of 16-wide steps, by K alone; an
 // output is the sum, in order, of the segments' sums, each accumulated step by step. For few tokens
 // the warps of a block take a segment each, so that many loads of weights are in flight; for many
 // tokens a warp takes all segments one after the other. The bits are the same.
 //
-// Packed bf16 weights: [row tile of 16][k step of 16][lane][8]: a lane's MmaA fragment is one
-// 16-byte load, and a warp's load of a step is 512 contiguous bytes. Rows and k are padded with
-// zeros.
+// Packed weights: [row tile of 16][k step of 16][lane][8]: a lane's MmaA fragment is one load of 16
+// bytes, or of 8 in int8, and a warp's load of a step is 512 (256) contiguous bytes. Rows and k are
+// padded with zeros. Int8 are held unsigned, plus 128.
 #pragma once
 
 #include "kernels/cuda/device.h"
@@ -26,6 +27,11 @@ struct alignas(16) PackedFragment {
   MmaA a;
 };
 
+struct alignas(8) PackedInt8Fragment {
+  uint32_t fours[2];
+};
+inline constexpr int kInt8Offset = 128;
+
 struct LinearArguments {
   const float* x;  // [num_tokens, cols] stride x_stride
   int64_t x_stride;
@@ -36,11 +42,38 @@ struct LinearArguments {
   int64_t num_tokens;
   int64_t rows;
   int64_t cols;
+  const float* scales;  // [rows], of int8 weights; null: 1
 };
 
 __host__ __device__ inline int64_t LinearSteps(int64_t cols) { return (cols + kStep - 1) / kStep; }
 __host__ __device__ inline int64_t SegmentSteps(int64_t cols) {
   return (LinearSteps(cols) + kLinearSegments - 1) / kLinearSegments;
+}
+
+// Of W[row][k], in packed elements.
+__host__ __device__ inline int64_t PackedIndex(int64_t row, int64_t k, int64_t cols) {
+  const int64_t lane = row % 8 * 4 + k % 8 / 2;
+  const int64_t pair = (row % kRowTile >= 8 ? 1 : 0) + (k % kStep >= 8 ? 2 : 0);
+  return ((row / kRowTile * LinearSteps(cols) + k / kStep) * kWarpSize + lane) * 8 + pair * 2 +
+         k % 2;
+}
+
+// Byte `index` of four, as the number it stands for: 2^23 + byte is exact, and so is the
+// difference.
+__device__ __forceinline__ float WidenInt8(uint32_t four, int index) {
+  constexpr uint32_t kTwoTo23 = 0x4b000000u;
+  return __uint_as_float(kTwoTo23 | (four >> (8 * index) & 0xffu)) - (8388608.0f + kInt8Offset);
+}
+
+__device__ __forceinline__ MmaA WidenFragment(const PackedFragment& fragment) { return fragment.a; }
+__device__ __forceinline__ MmaA WidenFragment(const PackedInt8Fragment& fragment) {
+  MmaA a;
+#pragma unroll
+  for (int pair = 0; pair < 4; ++pair) {
+    const uint32_t four = fragment.fours[pair / 2];
+    a.pairs[pair] = PackBF16(WidenInt8(four, pair % 2 * 2), WidenInt8(four, pair % 2 * 2 + 1));
+  }
+  return a;
 }
 
 // The pair x[token][k], x[token][k + 1], zeros outside.
@@ -54,6 +87,7 @@ __device__ __forceinline__ uint32_t LoadActivationPair(const LinearArguments& ar
 __device__ __forceinline__ void StoreLinear(const LinearArguments& arguments, int64_t row,
                                             int64_t token, float value) {
   if (row >= arguments.rows || token >= arguments.num_tokens) return;
+  if (arguments.scales) value *= arguments.scales[row];
   arguments.out[token * arguments.out_stride + row] =
       arguments.bias ? value + arguments.bias[row] : value;
 }
@@ -74,7 +108,7 @@ __device__ __forceinline__ float SumSegments(const MmaC* partial, int row, int t
 
 // Grid (row tiles), kLinearThreads threads; shared memory: kLinearSegments * kTokenTiles MmaC a
 // lane. num_tokens <= kTokenTiles * kTokenTile.
-template <int kTokenTiles>
+template <int kTokenTiles, typename Fragment>
 __global__ void __launch_bounds__(kLinearThreads) LinearSmallKernel(LinearArguments arguments) {
   DYNAMIC_SHARED(MmaC, partial);  // [segment][token tile][lane]
   const int lane = threadIdx.x % kWarpSize;
@@ -84,19 +118,19 @@ __global__ void __launch_bounds__(kLinearThreads) LinearSmallKernel(LinearArgume
   const int64_t limit = begin + SegmentSteps(arguments.cols);
   const int64_t end = limit < steps ? limit : steps;
   const auto* fragments =
-      static_cast<const PackedFragment*>(arguments.weight) + blockIdx.x * steps * kWarpSize + lane;
+      static_cast<const Fragment*>(arguments.weight) + blockIdx.x * steps * kWarpSize + lane;
 
   MmaC sums[kTokenTiles] = {};
 #pragma unroll 4
   for (int64_t step = begin; step < end; ++step) {
-    const PackedFragment weight = fragments[step * kWarpSize];
+    const MmaA weight = WidenFragment(fragments[step * kWarpSize]);
     const int64_t k = step * kStep + lane % 4 * 2;
 #pragma unroll
     for (int tile = 0; tile < kTokenTiles; ++tile) {
       const int64_t token = tile * kTokenTile + lane / 4;
       const MmaB b = {
           {LoadActivationPair(arguments, token, k), LoadActivationPair(arguments, token, k + 8)}};
-      MmaBF16(sums[tile], weight.a, b);
+      MmaBF16(sums[tile], weight, b);
     }
   }
 #pragma unroll
@@ -123,8 +157,8 @@ inline constexpr int kLargePitch = kLargePairs + 4;  // pairs from token to toke
 
 // Grid (row blocks, token blocks), kLinearThreads threads, kLargeTokens * kLargePitch pairs of
 // shared memory.
-static __global__ void __launch_bounds__(kLinearThreads)
-    LinearLargeKernel(LinearArguments arguments) {
+template <typename Fragment>
+__global__ void __launch_bounds__(kLinearThreads) LinearLargeKernel(LinearArguments arguments) {
   DYNAMIC_SHARED(uint32_t, staged);  // [token][k pair]
   const int lane = threadIdx.x % kWarpSize;
   const int64_t row_tiles = (arguments.rows + kRowTile - 1) / kRowTile;
@@ -133,7 +167,7 @@ static __global__ void __launch_bounds__(kLinearThreads)
   const bool live = row_tile < row_tiles;
   const int64_t first_token = static_cast<int64_t>(blockIdx.y) * kLargeTokens;
   const int64_t steps = LinearSteps(arguments.cols);
-  const auto* fragments = static_cast<const PackedFragment*>(arguments.weight) +
+  const auto* fragments = static_cast<const Fragment*>(arguments.weight) +
                           (live ? row_tile : 0) * steps * kWarpSize + lane;
 
   MmaC totals[kLargeTokenTiles] = {};
@@ -151,12 +185,12 @@ static __global__ void __launch_bounds__(kLinearThreads)
       }
       __syncthreads();  // this stage is there
       for (int s = 0; s < kLargeSteps && step + s < end; ++s) {
-        const PackedFragment weight = fragments[(step + s) * kWarpSize];
+        const MmaA weight = WidenFragment(fragments[(step + s) * kWarpSize]);
 #pragma unroll
         for (int tile = 0; tile < kLargeTokenTiles; ++tile) {
           const uint32_t* pairs =
               staged + (tile * kTokenTile + lane / 4) * kLargePitch + s * (kStep / 2) + lane % 4;
-          MmaBF16(sums[tile], weight.a, MmaB{{pairs[0], pairs[4]}});
+          MmaBF16(sums[tile], weight, MmaB{{pairs[0], pairs[4]}});
         }
       }
     }
@@ -190,20 +224,25 @@ static __global__ void LinearF32Kernel(LinearArguments arguments) {
   if (threadIdx.x == 0) StoreLinear(arguments, row, token, sum);
 }
 
-template <int kTokenTiles>
+template <int kTokenTiles, typename Fragment>
 void LaunchLinearSmall(const LinearArguments& arguments, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>((arguments.rows + kRowTile - 1) / kRowTile));
-  LAUNCH(LinearSmallKernel<kTokenTiles>, grid, dim3(kLinearThreads),
+  LAUNCH((LinearSmallKernel<kTokenTiles, Fragment>), grid, dim3(kLinearThreads),
          kLinearSegments * kTokenTiles * kWarpSize * sizeof(MmaC), stream, arguments);
 }
 
-inline void LaunchLinearBF16(const LinearArguments& arguments, cudaStream_t stream) {
-  if (arguments.num_tokens <= kTokenTile) return LaunchLinearSmall<1>(arguments, stream);
-  if (arguments.num_tokens <= 2 * kTokenTile) return LaunchLinearSmall<2>(arguments, stream);
-  if (arguments.num_tokens <= kSmallTokens) return LaunchLinearSmall<4>(arguments, stream);
+// Fragment: PackedFragment or PackedInt8Fragment.
+template <typename Fragment>
+void LaunchLinear(const LinearArguments& arguments, cudaStream_t stream) {
+  if (arguments.num_tokens <= kTokenTile) return LaunchLinearSmall<1, Fragment>(arguments, stream);
+  if (arguments.num_tokens <= 2 * kTokenTile) {
+    return LaunchLinearSmall<2, Fragment>(arguments, stream);
+  }
+  if (arguments.num_tokens <= kSmallTokens)
+    return LaunchLinearSmall<4, Fragment>(arguments, stream);
   const dim3 grid(static_cast<unsigned>((arguments.rows + kLargeRows - 1) / kLargeRows),
                   static_cast<unsigned>((arguments.num_tokens + kLargeTokens - 1) / kLargeTokens));
-  LAUNCH(LinearLargeKernel, grid, dim3(kLinearThreads),
+  LAUNCH(LinearLargeKernel<Fragment>, grid, dim3(kLinearThreads),
          kLargeTokens * kLargePitch * sizeof(uint32_t), stream, arguments);
 }
 

@@ -3,7 +3,7 @@
 
 namespace vivarium::kernels::cuda {
 
-std::unique_ptr<Backend> CreateCudaBackend(int ordinal, std::string* error) {
+std::unique_ptr<Backend> CreateCudaBackend(int ordinal, const BackendOptions&, std::string* error) {
   *error = "device cuda:" + std::to_string(ordinal) +
            ": this program was built without CUDA; expected \"cpu\"";
   return nullptr;

@@ -2,7 +2,7 @@
 // double-precision reference, then timed in its place in the pass, beside its floor.
 //
 //   kernel_bench [--device cpu|cuda:N] [--shape 130m|...|2.8b] [--max-batch N] [--prefill]
-//                [--weights f32|bf16] [--json] [--json-to FILE] [--quick] [--probe]
+//                [--weights f32|bf16|int8] [--json] [--json-to FILE] [--quick] [--probe]
 //                [--cpu-time] [--isa NAME] [--threads N]
 //
 // The floor of an op is the larger of bytes / read bandwidth and flops / peak rate, both measured
@@ -16,7 +16,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "nlohmann/json.hpp"
@@ -43,13 +45,13 @@ struct Options {
   bool probe = false;
   std::string isa;
   int num_threads = 0;
-  std::vector<DType> weights = {DType::kBF16, DType::kF32};
+  std::vector<DType> weights = {DType::kBF16, DType::kI8, DType::kF32};
 };
 
 // Compares with the reference; counts what is out of tolerance.
 class Verifier final : public StackObserver {
  public:
-  explicit Verifier(bool rounds_activations) : rounds_activations_(rounds_activations) {}
+  explicit Verifier(std::string_view isa) : isa_(isa) {}
   int num_wrong() const { return num_wrong_; }
 
   void OnLinear(StackOp op, const kernels::LinearParams& params,
@@ -59,9 +61,7 @@ class Verifier final : public StackObserver {
     for (int64_t i = 0; i < kSamples; ++i) {
       const int64_t t = i * 7919 % params.num_tokens, n = i * 104729 % rows;
       std::vector<float> x(params.x + t * params.x_stride, params.x + t * params.x_stride + cols);
-      for (float& v : x) {
-        if (rounds_activations_) v = kernels::BF16ToF32(kernels::F32ToBF16(v));
-      }
+      RoundActivations(params.weight->dtype(), &x);
       const kernels::Reference expected =
           kernels::ReferenceLinear(x.data(), cols, weight.data() + n * cols, nullptr, 1, 1, cols);
       Check(op, params.out[t * params.out_stride + n], expected, 0, kernels::kTolerances.linear);
@@ -84,6 +84,22 @@ class Verifier final : public StackObserver {
   }
 
  private:
+  // As the paths do that round (ops.h).
+  void RoundActivations(DType weights, std::vector<float>* x) const {
+    if (weights == DType::kF32 || (isa_ != "avx512" && isa_ != "cuda")) return;
+    if (weights == DType::kBF16 || isa_ == "cuda") {
+      for (float& v : *x) v = kernels::BF16ToF32(kernels::F32ToBF16(v));
+      return;
+    }
+    constexpr size_t kGroup = 128;
+    for (size_t begin = 0; begin < x->size(); begin += kGroup) {
+      const auto group = std::span(*x).subspan(begin, std::min(kGroup, x->size() - begin));
+      float largest = 0.0f;
+      for (const float v : group) largest = std::max(largest, std::abs(v));
+      const float scale = largest / 127.0f;
+      for (float& v : group) v = scale == 0.0f ? 0.0f : std::nearbyint(v * (1.0f / scale)) * scale;
+    }
+  }
   void CheckRows(StackOp op, const float* found, int64_t stride, const kernels::Reference& expected,
                  int64_t channels, double tolerance) {
     for (size_t i = 0; i < expected.value.size(); ++i) {
@@ -100,7 +116,7 @@ class Verifier final : public StackObserver {
                  static_cast<double>(found));
   }
 
-  const bool rounds_activations_;
+  const std::string isa_;
   int num_wrong_ = 0;
 };
 
@@ -178,9 +194,7 @@ bool IsLinear(size_t op) {
 // Verifies, times and reports one batch. Returns the number of wrong elements.
 int RunBatch(Backend* backend, MambaStack* stack, const StackBatch& batch, DType weights,
              const MachinePeaks& peaks, const Options& options, nlohmann::json* rows) {
-  // These paths round activations to bf16.
-  const bool rounds = backend->isa() == "avx512" || backend->isa() == "cuda";
-  Verifier verifier(weights == DType::kBF16 && rounds);
+  Verifier verifier(backend->isa());
   stack->Verify(batch, &verifier);
   const int num_steps = options.quick ? 1 : batch.num_tokens() > 64 ? 5 : 15;
   const Timing timing = Time(stack, batch, num_steps);
@@ -192,9 +206,18 @@ int RunBatch(Backend* backend, MambaStack* stack, const StackBatch& batch, DType
     if (is_sum) rows->back()["bound"] = "sum";
     if (!options.json) Print(rows->back());
   };
+  // vpdpbusd does twice what vdpbf16ps does; where there is none, int8 is widened.
+  const double bf16_rate = peaks.bf16_flops_per_s;
+  const double int8_rate = backend->isa() == "avx512" ? 2 * bf16_rate
+                           : backend->isa() == "cuda" ? bf16_rate
+                                                      : peaks.f32_flops_per_s;
   for (size_t op = 0; op < kNumStackOps; ++op) {
-    const double rate =
-        IsLinear(op) && weights == DType::kBF16 ? peaks.bf16_flops_per_s : peaks.f32_flops_per_s;
+    const bool is_small =
+        op == static_cast<size_t>(StackOp::kXProj) || op == static_cast<size_t>(StackOp::kDtProj);
+    double rate = peaks.f32_flops_per_s;
+    if (IsLinear(op) && weights != DType::kF32) {
+      rate = weights == DType::kI8 && !is_small ? int8_rate : bf16_rate;
+    }
     const double bytes_s = bytes[op] / peaks.read_bytes_per_s, flops_s = flops[op] / rate;
     total_floor += std::max(bytes_s, flops_s);
     report(kStackOpNames[op], timing.best[op], timing.median[op], bytes_s, flops_s, false);
@@ -239,8 +262,8 @@ bool ParseValue(const std::string& arg, const std::string& value, Options* optio
     options->isa = value;
   } else if (arg == "--threads") {
     options->num_threads = std::atoi(value.c_str());
-  } else if (arg == "--weights" && (value == "f32" || value == "bf16")) {
-    options->weights = {value == "f32" ? DType::kF32 : DType::kBF16};
+  } else if (arg == "--weights" && (value == "f32" || value == "bf16" || value == "int8")) {
+    options->weights = {value == "f32" ? DType::kF32 : value == "int8" ? DType::kI8 : DType::kBF16};
   } else {
     return false;
   }
@@ -254,11 +277,12 @@ bool ParseOptions(int argc, char** argv, Options* options) {
       ++i;
       continue;
     }
-    std::fprintf(stderr,
-                 "usage: kernel_bench [--device cpu|cuda:N] [--shape %s] [--max-batch N]"
-                 " [--prefill] [--weights f32|bf16] [--json] [--json-to FILE] [--quick] [--probe]"
-                 " [--cpu-time] [--isa portable|avx2|avx512] [--threads N]\n",
-                 ShapeNames().c_str());
+    std::fprintf(
+        stderr,
+        "usage: kernel_bench [--device cpu|cuda:N] [--shape %s] [--max-batch N]"
+        " [--prefill] [--weights f32|bf16|int8] [--json] [--json-to FILE] [--quick] [--probe]"
+        " [--cpu-time] [--isa portable|avx2|avx512] [--threads N]\n",
+        ShapeNames().c_str());
     return false;
   }
   return true;

@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <random>
 
+#include "kernels/quantize.h"
+
 namespace vivarium::bench {
 namespace {
 
@@ -24,11 +26,29 @@ std::vector<float> RandomVector(int64_t size, float low, float high, uint64_t se
   return values;
 }
 
+struct Int8Matrix {
+  std::vector<int8_t> q;
+  std::vector<float> scales;
+};
+
+Int8Matrix Quantize(const std::vector<float>& w, int64_t rows, int64_t cols) {
+  Int8Matrix matrix{std::vector<int8_t>(w.size()), std::vector<float>(static_cast<size_t>(rows))};
+  kernels::QuantizeRows(w.data(), DType::kF32, rows, cols, matrix.q.data(), matrix.scales.data());
+  return matrix;
+}
+
+// As it is held in `dtype`.
 std::vector<float> RandomMatrix(int64_t rows, int64_t cols, DType dtype, uint64_t seed) {
   const float scale = std::sqrt(3.0f / static_cast<float>(cols));  // rows of unit expected length
   std::vector<float> w = RandomVector(rows * cols, -scale, scale, seed);
   for (float& value : w) {
     if (dtype == DType::kBF16) value = kernels::BF16ToF32(kernels::F32ToBF16(value));
+  }
+  if (dtype == DType::kI8) {
+    const Int8Matrix matrix = Quantize(w, rows, cols);
+    for (size_t i = 0; i < w.size(); ++i) {
+      w[i] = static_cast<float>(matrix.q[i]) * matrix.scales[i / static_cast<size_t>(cols)];
+    }
   }
   return w;
 }
@@ -39,8 +59,6 @@ std::vector<float> RandomMatrix(int64_t rows, int64_t cols, DType dtype, uint64_
 struct MambaStack::Weights {
   std::vector<float> in_proj, x_proj, dt_proj, out_proj, embedding;
   std::vector<float> norm, conv, conv_bias, a, dt_bias, d_skip;
-  DeviceArray<uint16_t> embedding_bf16;
-  DeviceArray<float> embedding_f32;
   std::unique_ptr<kernels::PackedMatrix> lm_head;
 };
 
@@ -67,14 +85,15 @@ MambaStack::MambaStack(kernels::Backend* backend, const StackShape& shape, DType
     : backend_(backend),
       shape_(shape),
       weight_dtype_(weight_dtype),
+      small_dtype_(weight_dtype == DType::kI8 ? DType::kBF16 : weight_dtype),
       clock_(clock),
       on_cpu_(backend->device() == "cpu"),
       weights_(std::make_unique<Weights>()) {
   const int64_t e = shape.d_inner, d = shape.d_model, r = shape.dt_rank, n = shape.d_state;
   Weights& w = *weights_;
   w.in_proj = RandomMatrix(2 * e, d, weight_dtype, 1);
-  w.x_proj = RandomMatrix(r + 2 * n, e, weight_dtype, 2);
-  w.dt_proj = RandomMatrix(e, r, weight_dtype, 3);
+  w.x_proj = RandomMatrix(r + 2 * n, e, small_dtype_, 2);
+  w.dt_proj = RandomMatrix(e, r, small_dtype_, 3);
   w.out_proj = RandomMatrix(d, e, weight_dtype, 4);
   w.embedding = RandomMatrix(shape.vocab_size, d, weight_dtype, 5);
   w.norm = RandomVector(d, 0.5f, 1.5f, 6);
@@ -83,23 +102,16 @@ MambaStack::MambaStack(kernels::Backend* backend, const StackShape& shape, DType
   w.a = RandomVector(e * n, -16.0f, -1.0f, 9);
   w.dt_bias = RandomVector(e, -7.0f, -2.0f, 10);
   w.d_skip = RandomVector(e, 0.5f, 1.5f, 11);
-  if (weight_dtype == DType::kBF16) {
-    std::vector<uint16_t> bits(w.embedding.size());
-    for (size_t i = 0; i < bits.size(); ++i) bits[i] = kernels::F32ToBF16(w.embedding[i]);
-    w.embedding_bf16 = DeviceArray<uint16_t>(backend, bits);
-  } else {
-    w.embedding_f32 = DeviceArray<float>(backend, w.embedding);
-  }
-  w.lm_head = Pack(w.embedding, shape.vocab_size, d);
+  w.lm_head = Pack(w.embedding, shape.vocab_size, d, weight_dtype);
   const auto upload = [&](const std::vector<float>& values) {
     return DeviceArray<float>(backend, values);
   };
   for (int64_t i = 0; i < shape.num_layers; ++i) {
     auto layer = std::make_unique<Layer>(
-        Layer{Pack(w.in_proj, 2 * e, d), Pack(w.x_proj, r + 2 * n, e), Pack(w.dt_proj, e, r),
-              Pack(w.out_proj, d, e), upload(w.norm), upload(w.conv), upload(w.conv_bias),
-              upload(w.a), upload(w.dt_bias), upload(w.d_skip),
-              DeviceArray<float>(backend, max_sequences * SlotFloats(shape))});
+        Layer{Pack(w.in_proj, 2 * e, d, weight_dtype), Pack(w.x_proj, r + 2 * n, e, small_dtype_),
+              Pack(w.dt_proj, e, r, small_dtype_), Pack(w.out_proj, d, e, weight_dtype),
+              upload(w.norm), upload(w.conv), upload(w.conv_bias), upload(w.a), upload(w.dt_bias),
+              upload(w.d_skip), DeviceArray<float>(backend, max_sequences * SlotFloats(shape))});
     layers_.push_back(std::move(layer));
   }
   const auto rows = [&](int64_t channels) {
@@ -134,8 +146,14 @@ double MambaStack::Timed(const F& run) {
 }
 
 std::unique_ptr<kernels::PackedMatrix> MambaStack::Pack(const std::vector<float>& w, int64_t rows,
-                                                        int64_t cols) const {
-  auto packed = backend_->Pack(w.data(), DType::kF32, rows, cols, weight_dtype_);
+                                                        int64_t cols, DType dtype) const {
+  std::unique_ptr<kernels::PackedMatrix> packed;
+  if (dtype == DType::kI8) {
+    const Int8Matrix matrix = Quantize(w, rows, cols);
+    packed = backend_->PackInt8(matrix.q.data(), matrix.scales.data(), rows, cols);
+  } else {
+    packed = backend_->Pack(w.data(), DType::kF32, rows, cols, dtype);
+  }
   if (packed == nullptr) {
     std::fprintf(stderr, "out of memory for a matrix of %ld x %ld\n", static_cast<long>(rows),
                  static_cast<long>(cols));
@@ -277,14 +295,9 @@ kernels::MambaDecodeParams MambaStack::Decode(Layer* layer) {
 
 void MambaStack::Run(StackOp op, Layer* layer) {
   switch (op) {
-    case StackOp::kEmbed: {
-      const void* const table = weight_dtype_ == DType::kBF16
-                                    ? static_cast<const void*>(weights_->embedding_bf16.data())
-                                    : weights_->embedding_f32.data();
-      backend_->EmbeddingGather({table, weight_dtype_, shape_.vocab_size, token_ids_.data(),
-                                 residual_.data(), batch_.num_tokens(), shape_.d_model});
-      return;
-    }
+    case StackOp::kEmbed:
+      return backend_->EmbeddingGather(
+          {weights_->lm_head.get(), token_ids_.data(), residual_.data(), batch_.num_tokens()});
     case StackOp::kNorm:
       return backend_->RmsNorm(Norm());
     case StackOp::kConv:
@@ -448,20 +461,21 @@ PerOp MambaStack::Bytes(const StackBatch& batch) const {
   const auto vocab = static_cast<double>(shape_.vocab_size);
   const double width = shape_.conv_width;
   const auto weight = static_cast<double>(DTypeBytes(weight_dtype_));
-  const auto linear = [&](double rows, double in, double out) {
-    return in * out * weight + rows * (in + out) * 4;
+  const auto small_weight = static_cast<double>(DTypeBytes(small_dtype_));
+  const auto linear = [&](double rows, double in, double out, double element) {
+    return in * out * element + rows * (in + out) * 4;
   };
   PerOp bytes{};
   const auto set = [&](StackOp op, double value) { bytes[static_cast<size_t>(op)] = value; };
   set(StackOp::kEmbed, tokens * d * (weight + 4));
   set(StackOp::kNorm, (layers + 1) * tokens * d * 4 * 4);  // x, residual in and out, out
-  set(StackOp::kInProj, layers * linear(tokens, d, 2 * e));
+  set(StackOp::kInProj, layers * linear(tokens, d, 2 * e, weight));
   set(StackOp::kConv, layers * 4 * (2 * tokens * e + 2 * sequences * (width - 1) * e));
-  set(StackOp::kXProj, layers * linear(tokens, e, r + 2 * n));
-  set(StackOp::kDtProj, layers * linear(tokens, r, e));
+  set(StackOp::kXProj, layers * linear(tokens, e, r + 2 * n, small_weight));
+  set(StackOp::kDtProj, layers * linear(tokens, r, e, small_weight));
   set(StackOp::kScan, layers * 4 * (tokens * (4 * e + 2 * n) + 2 * sequences * e * n + e * n));
-  set(StackOp::kOutProj, layers * linear(tokens, e, d));
-  set(StackOp::kLmHead, linear(sequences, d, vocab));
+  set(StackOp::kOutProj, layers * linear(tokens, e, d, weight));
+  set(StackOp::kLmHead, linear(sequences, d, vocab, weight));
   return bytes;
 }
 

@@ -139,11 +139,12 @@ class MambaStack {
   template <typename F>
   double Timed(const F& run);
   std::unique_ptr<kernels::PackedMatrix> Pack(const std::vector<float>& w, int64_t rows,
-                                              int64_t cols) const;
+                                              int64_t cols, kernels::DType dtype) const;
 
   kernels::Backend* const backend_;
   const StackShape shape_;
   const kernels::DType weight_dtype_;
+  const kernels::DType small_dtype_;  // of x_proj and dt_proj, which are never int8
   const ClockFn clock_;
   const bool on_cpu_;
   std::unique_ptr<Weights> weights_;

@@ -24,6 +24,7 @@ class RandomCheckpoint final : public engine::Checkpoint {
   const std::map<std::string, std::string, std::less<>>& skipped() const override {
     return skipped_;
   }
+  void Release(const engine::TensorView&) const override {}  // nothing is mapped
   const std::vector<std::string>& files() const override { return files_; }
 
  private:

@@ -76,6 +76,7 @@ TEST(UsageTest, EveryCommandExplainsItself) {
                                              {"states", "export"},
                                              {"sessions", "create"},
                                              {"model", "inspect"},
+                                             {"model", "quantize"},
                                              {"tokenize"},
                                              {"logits"},
                                              {"config", "check"},
@@ -252,6 +253,27 @@ TEST(ModelInspectTest, JsonAndText) {
   EXPECT_TRUE(Json::parse(Vivarium({"model", "inspect", "--json"}).out).contains("tokenizer"));
   EXPECT_THAT(Vivarium({"model", "inspect", model}).out, HasSubstr("d_model              96"));
   EXPECT_EQ(Vivarium({"model", "inspect", "/no/such"}).exit_code, 4);
+}
+
+TEST(ModelQuantizeTest, WritesADirectoryThatLoads) {
+  const TempDir directory;
+  const std::string destination = directory.path() + "/int8";
+  const std::string source = kGoldens + "tiny-mamba-bf16";
+  const ProcessResult result = Vivarium({"model", "quantize", source, destination, "--json"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const Json json = Json::parse(result.out);
+  EXPECT_EQ(json["num_quantized"], 7);  // two of each of three layers, and the head
+  EXPECT_LT(json["weight_bytes"].get<size_t>(), json["source_bytes"].get<size_t>());
+  const Json inspected = Json::parse(Vivarium({"model", "inspect", destination, "--json"}).out);
+  EXPECT_EQ(inspected["fingerprint"], json["fingerprint"]);
+  EXPECT_TRUE(inspected["parameters_by_dtype"].contains("int8"));
+  const ProcessResult again = Vivarium({"model", "quantize", source, destination});
+  EXPECT_EQ(again.exit_code, 4);
+  EXPECT_THAT(again.err, HasSubstr("expected a directory that does not exist yet"));
+  EXPECT_THAT(Vivarium({"model", "quantize", destination, destination + "2"}).err,
+              HasSubstr("quantised already"));
+  EXPECT_THAT(Vivarium({"model", "quantize", source, destination + "3"}).out,
+              HasSubstr("7 matrices as int8"));
 }
 
 TEST(ModelInspectTest, SameWeightsSameFingerprint) {

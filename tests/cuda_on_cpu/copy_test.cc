@@ -22,7 +22,7 @@ constexpr size_t kPiece = cuda::CopyQueue::kPieceBytes;
 
 std::unique_ptr<Backend> MakeBackend() {
   std::string error;
-  auto backend = Backend::Create("cuda:0", {}, &error);
+  auto backend = Backend::Create("cuda:0", {.deterministic = true}, &error);
   EXPECT_NE(backend, nullptr) << error;
   return backend;
 }

@@ -27,7 +27,7 @@ class DecodeFaultTest : public testing::Test {
  protected:
   void SetUp() override {
     std::string error;
-    backend_ = Backend::Create("cuda:0", {}, &error);
+    backend_ = Backend::Create("cuda:0", {.deterministic = true}, &error);
     ASSERT_NE(backend_, nullptr) << error;
     case_ = std::make_unique<DecodeCase>(kShape, kRows, backend_.get());
     for (Segment& segment : case_->segments) segment.write_slot = segment.read_slot;

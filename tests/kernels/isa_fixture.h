@@ -30,7 +30,7 @@ inline bool OperandsAreStaged() { return false; }
 inline std::vector<std::string> AvailableIsas() { return {"cuda"}; }
 inline std::unique_ptr<Backend> MakeBackendOf(const std::string&, int) {
   std::string error;
-  std::unique_ptr<Backend> backend = Backend::Create("cuda:0", {}, &error);
+  std::unique_ptr<Backend> backend = Backend::Create("cuda:0", {.deterministic = true}, &error);
   EXPECT_NE(backend, nullptr) << error;
   return backend;
 }
@@ -47,7 +47,8 @@ inline std::unique_ptr<Backend> MakeBackendOf(const std::string& isa, int num_th
                                                      : std::move(backend);
   }
   std::string error;
-  std::unique_ptr<Backend> backend = Backend::Create(test::TestDevice(), {}, &error);
+  std::unique_ptr<Backend> backend =
+      Backend::Create(test::TestDevice(), {.deterministic = true}, &error);
   EXPECT_NE(backend, nullptr) << error;
   return backend == nullptr ? nullptr : MakeStagedBackend(std::move(backend));
 }

@@ -170,6 +170,10 @@ class StagedBackend final : public Backend {
                                      DType to) override {
     return on_->Pack(w, from, rows, cols, to);
   }
+  std::unique_ptr<PackedMatrix> PackInt8(const int8_t* q, const float* row_scales, int64_t rows,
+                                         int64_t cols) override {
+    return on_->PackInt8(q, row_scales, rows, cols);
+  }
 
   void EmbeddingGather(const EmbeddingGatherParams& params) override;
   void RmsNorm(const RmsNormParams& params) override;
@@ -188,12 +192,9 @@ class StagedBackend final : public Backend {
 void StagedBackend::EmbeddingGather(const EmbeddingGatherParams& params) {
   EmbeddingGatherParams p = params;
   Staging staging(on_.get());
-  const auto element = static_cast<int64_t>(DTypeBytes(p.table_dtype));
-  staging.Add(static_cast<const char*>(p.table), p.vocab_size * p.d_model * element);
   staging.Add(p.token_ids, p.num_tokens);
-  staging.Add(p.out, p.num_tokens * p.d_model);
+  staging.Add(p.out, p.num_tokens * p.table->cols());
   staging.Send();
-  p.table = staging.At(static_cast<const char*>(p.table));
   p.token_ids = staging.At(p.token_ids);
   p.out = staging.At(p.out);
   on_->EmbeddingGather(p);

@@ -36,8 +36,10 @@ struct Case {
   DType state_dtype = DType::kF32;
 };
 
+constexpr const char* kNames[] = {"Auto", "Bf16", "F32", "Int8"};
+
 std::string CaseName(const testing::TestParamInfo<Case>& info) {
-  return info.param.isa + (info.param.weights == WeightFormat::kF32 ? "F32" : "Bf16") +
+  return info.param.isa + kNames[static_cast<size_t>(info.param.weights)] +
          (info.param.is_falcon ? "Falcon" : "Mamba") +
          (info.param.state_dtype == DType::kBF16 ? "Bf16States" : "");
 }
@@ -262,7 +264,8 @@ TEST_P(InvariantsTest, StatesSurviveTheDetourThroughHuggingFacesForm) {
 std::vector<Case> Cases() {
   std::vector<Case> cases;
   for (const std::string& isa : test::TestIsas()) {
-    for (const WeightFormat weights : {WeightFormat::kF32, WeightFormat::kBF16}) {
+    for (const WeightFormat weights :
+         {WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kInt8}) {
       for (const bool is_falcon : {false, true}) cases.push_back({isa, weights, is_falcon});
     }
     cases.push_back({isa, WeightFormat::kBF16, false, DType::kBF16});

@@ -42,6 +42,13 @@ class LimitedBackend final : public kernels::Backend {
     bytes_left_ -= matrix->bytes();
     return matrix;
   }
+  std::unique_ptr<kernels::PackedMatrix> PackInt8(const int8_t* q, const float* row_scales,
+                                                  int64_t rows, int64_t cols) override {
+    std::unique_ptr<kernels::PackedMatrix> matrix = backend_->PackInt8(q, row_scales, rows, cols);
+    if (matrix->bytes() > bytes_left_) return nullptr;
+    bytes_left_ -= matrix->bytes();
+    return matrix;
+  }
   void CopyToDevice(void* dst, const void* src, size_t bytes) override {
     backend_->CopyToDevice(dst, src, bytes);
   }

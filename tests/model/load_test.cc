@@ -230,7 +230,9 @@ TEST_F(LoadTest, SaysHowMuchMemoryIsMissing) {
   size_t num_failures = 0;
   for (size_t max_bytes = 0;; max_bytes += 500) {
     test::LimitedBackend limited(backend_.get(), max_bytes);
-    auto model = Model::Load(**checkpoint, *config, &limited, {WeightFormat::kF32, 2, 2});
+    auto model =
+        Model::Load(**checkpoint, *config, &limited,
+                    {.weights = WeightFormat::kF32, .max_batch_tokens = 2, .max_logit_rows = 2});
     if (model.ok()) {
       EXPECT_LE((*model)->weight_bytes() + (*model)->activation_bytes(), max_bytes);
       EXPECT_GT((*model)->weight_bytes() + (*model)->activation_bytes(), max_bytes - 500);

@@ -10,6 +10,7 @@ ServerOptions TestOptions(const std::string& model_dir, const std::string& store
   options.model_dir = model_dir;
   options.store_dir = store_dir;
   options.device = test::TestDevice();
+  options.deterministic = true;
   options.listen = "127.0.0.1:0";
   options.metrics_listen = "";
   options.weights = "f32";

@@ -48,6 +48,10 @@ class FakeBackend : public kernels::Backend {
                                               kernels::DType) override {
     return nullptr;
   }
+  std::unique_ptr<kernels::PackedMatrix> PackInt8(const int8_t*, const float*, int64_t,
+                                                  int64_t) override {
+    return nullptr;
+  }
   void EmbeddingGather(const kernels::EmbeddingGatherParams&) override { std::abort(); }
   void RmsNorm(const kernels::RmsNormParams&) override { std::abort(); }
   void Linear(const kernels::LinearParams&) override { std::abort(); }

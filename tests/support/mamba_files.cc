@@ -40,6 +40,8 @@ float Round(float value, DType dtype) {
       return kernels::BF16ToF32(kernels::F32ToBF16(value));
     case DType::kF16:
       return kernels::F16ToF32(F32ToF16(value));
+    case DType::kI8:
+      break;
   }
   std::abort();
 }

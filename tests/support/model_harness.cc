@@ -22,6 +22,7 @@ absl::StatusOr<std::unique_ptr<ModelHarness>> ModelHarness::LoadFrom(
   kernels::BackendOptions backend_options;
   backend_options.num_threads = options.num_threads;
   backend_options.isa = options.isa;
+  backend_options.deterministic = options.deterministic;
   std::string error;
   harness->backend_ = kernels::Backend::Create(options.device, backend_options, &error);
   if (harness->backend_ == nullptr) return absl::InvalidArgumentError(error);

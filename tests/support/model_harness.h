@@ -19,6 +19,7 @@ struct HarnessOptions {
   kernels::DType state_dtype = kernels::DType::kF32;
   int num_threads = 1;
   std::string device = TestDevice();
+  bool deterministic = true;
   std::string isa{};  // "" = the best of this machine
   int32_t max_batch_tokens = 256;
   int32_t max_logit_rows = 256;

@@ -43,7 +43,7 @@ inline std::vector<std::string> TestIsas() {
 
 inline std::vector<std::string> TestServerFlags() {
   std::vector<std::string> flags;
-  if (!TestsRunOnCpu()) flags = {"--device", TestDevice()};
+  if (!TestsRunOnCpu()) flags = {"--device", TestDevice(), "--deterministic"};
   std::istringstream words(EnvironmentOr("VIVARIUM_TEST_SERVER_FLAGS", ""));
   for (std::string word; words >> word;) flags.push_back(word);
   return flags;

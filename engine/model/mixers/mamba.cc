@@ -273,6 +273,11 @@ absl::StatusOr<MambaWeights> ReadWeights(const ModelConfig& config, const std::s
                           std::unique_ptr<kernels::PackedMatrix>* target) {
     if (status.ok()) Take(reader->Matrix(absl::StrCat(prefix, name), rows, cols), target, &status);
   };
+  const auto projection = [&](const char* name, int64_t rows, int64_t cols,
+                              std::unique_ptr<kernels::PackedMatrix>* target) {
+    if (!status.ok()) return;
+    Take(reader->Projection(absl::StrCat(prefix, name), rows, cols), target, &status);
+  };
   const auto vector = [&](const char* name, int64_t size, bool is_optional, DeviceMemory* target) {
     const std::string full_name = absl::StrCat(prefix, name);
     if (!status.ok() || (is_optional && !reader->Has(full_name))) return;
@@ -283,7 +288,7 @@ absl::StatusOr<MambaWeights> ReadWeights(const ModelConfig& config, const std::s
     if (!status.ok()) return;
     Take(reader->Vector(absl::StrCat(prefix, name), shape, arrange), target, &status);
   };
-  matrix("in_proj.weight", 2 * d_inner, config.d_model, &weights.in_proj);
+  projection("in_proj.weight", 2 * d_inner, config.d_model, &weights.in_proj);
   vector("in_proj.bias", 2 * d_inner, true, &weights.in_proj_bias);
   arranged(
       "conv1d.weight", {d_inner, 1, config.d_conv},
@@ -297,7 +302,7 @@ absl::StatusOr<MambaWeights> ReadWeights(const ModelConfig& config, const std::s
       "A_log", {d_inner, d_state},
       [&](const auto& a_log) { return TileA(a_log, d_inner, d_state); }, &weights.a);
   vector("D", d_inner, false, &weights.d_skip);
-  matrix("out_proj.weight", config.d_model, d_inner, &weights.out_proj);
+  projection("out_proj.weight", config.d_model, d_inner, &weights.out_proj);
   vector("out_proj.bias", config.d_model, true, &weights.out_proj_bias);
   if (!status.ok()) return status;
   return weights;
