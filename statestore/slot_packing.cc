@@ -9,7 +9,6 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "kernels/dtype.h"
 
 namespace vivarium::statestore {
 namespace {
