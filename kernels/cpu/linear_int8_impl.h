@@ -11,6 +11,13 @@ namespace {
 
 constexpr int64_t kGroupFours = kActivationGroup / 4;
 
+// acc += weights (unsigned) * x (signed), in fours. As assembly, since g++ 12 copies the
+// accumulator before the instruction of its intrinsic and so spills a tile of 24 (three times
+// slower).
+inline void MultiplyFours(__m512i& acc, __m512i weights, __m512i x) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(weights), "v"(x));
+}
+
 template <int kRows, int kVectors>
 struct FoursTile {
   static void Run(const LinearPanel& panel, int64_t row) {
@@ -18,7 +25,7 @@ struct FoursTile {
     const auto* x = static_cast<const int8_t*>(panel.x) + row * panel.x_stride;
     const float* scales = panel.x_scales + row * panel.num_groups;
     const int32_t* offsets = panel.x_offsets + row * panel.num_groups;
-    Vec total[kRows][kVectors];
+    Vec total[kRows][kVectors];  // beside the accumulators there is no register left for it
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -48,7 +55,7 @@ struct FoursTile {
           const __m512i value = _mm512_set1_epi32(four);
 #pragma GCC unroll 8
           for (int v = 0; v < kVectors; ++v) {
-            acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], fours[v], value);
+            MultiplyFours(acc[r][v], fours[v], value);
           }
         }
       }
