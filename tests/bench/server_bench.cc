@@ -248,6 +248,7 @@ std::string WriteMamba130m(const std::string& parent) {
   spec.d_state = 16;
   spec.dt_rank = 48;
   spec.vocab_size = 50280;
+  spec.stated_vocab_size = 50277;  // the tokenizer's: the rest is padding
   spec.dtype = kernels::DType::kBF16;
   const std::string directory = parent + "/mamba-130m-shape";
   std::filesystem::create_directory(directory);
