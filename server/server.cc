@@ -151,9 +151,8 @@ absl::Status RunningServer::Start() {
 // "auto": a GPU where there is one, else the CPU, with a line that says why.
 absl::Status RunningServer::MakeBackend() {
   const ServerOptions& options = parts_.options;
-  const kernels::BackendOptions backend_options = {.num_threads = options.threads,
-                                                   .isa = options.isa,
-                                                   .deterministic = options.deterministic};
+  const kernels::BackendOptions backend_options = {
+      .num_threads = options.threads, .isa = options.isa, .deterministic = options.deterministic};
   const bool is_auto = options.device == "auto";
   std::string error;
   backend_ = kernels::Backend::Create(is_auto ? "cuda:0" : options.device, backend_options, &error);

@@ -30,8 +30,8 @@ class Server {
   // NOT_SERVING, running streams go on until `deadline` and are then checkpointed and told their
   // state id. The first drain's deadline stands; later calls do nothing. Not for signal handlers.
   virtual void Drain(absl::Time deadline) = 0;
-  // Blocks until a drain, begun here, by the Admin service or by a fault of the device, is complete:
-  // every stream has ended, every state is stored, the port is closed.
+  // Blocks until a drain, begun here, by the Admin service or by a fault of the device, is
+  // complete: every stream has ended, every state is stored, the port is closed.
   virtual void WaitUntilDrained() = 0;
   // OK, or UNAVAILABLE naming the fault of the device that began the drain: the process is of no
   // more use, and another one in its place finds every state that was saved.

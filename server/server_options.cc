@@ -138,7 +138,8 @@ absl::Status ValidateServerOptions(const ServerOptions& options) {
   if (status.ok() && !options.metrics_listen.empty()) {
     status = CheckAddress("metrics-listen", options.metrics_listen, options.insecure);
   }
-  if (status.ok()) status = CheckChoice("weights", options.weights, {"auto", "bf16", "f32", "int8"});
+  if (status.ok())
+    status = CheckChoice("weights", options.weights, {"auto", "bf16", "f32", "int8"});
   if (status.ok()) status = CheckChoice("state-dtype", options.state_dtype, {"f32", "bf16"});
   if (status.ok()) {
     status = CheckChoice("log-level", options.log_level, {"debug", "info", "warn", "error", "off"});

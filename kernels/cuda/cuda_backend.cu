@@ -132,7 +132,9 @@ class CudaBackend final : public Backend {
   MemoryInfo Memory() const override {
     size_t free_bytes = 0;
     size_t total_bytes = 0;
-    if (cudaSetDevice(ordinal_) != cudaSuccess || cudaMemGetInfo(&free_bytes, &total_bytes) != cudaSuccess) return {};
+    if (cudaSetDevice(ordinal_) != cudaSuccess ||
+        cudaMemGetInfo(&free_bytes, &total_bytes) != cudaSuccess)
+      return {};
     return {free_bytes, total_bytes};
   }
 

@@ -2,7 +2,8 @@
 // timed: decode at several batch sizes, prefill, and the engine's own loop with and without
 // snapshots, each figure beside its floor.
 //
-//   engine_bench [--device cpu|cuda:N] [--shape 130m|...|2.8b] [--max-batch N] [--weights bf16|f32|int8]
+//   engine_bench [--device cpu|cuda:N] [--shape 130m|...|2.8b] [--max-batch N] [--weights
+//   bf16|f32|int8]
 //                [--json] [--json-to FILE] [--quick] [--cpu-time] [--isa NAME] [--threads N]
 //
 // --cpu-time counts the CPU time of one thread (and means --threads 1), for machines that other
