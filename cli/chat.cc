@@ -10,12 +10,12 @@
 #include "absl/strings/str_cat.h"
 #include "cli/chat_thread.h"
 #include "cli/client.h"
-#include "cli/command.h"
 #include "cli/exit_code.h"
 #include "cli/flags.h"
 #include "cli/line_reader.h"
 #include "cli/listing.h"
 #include "cli/output.h"
+#include "cli/server_command.h"
 
 namespace vivarium::cli {
 namespace {
@@ -161,7 +161,7 @@ class ChatLoop {
   int exit_code_ = kExitOk;
 };
 
-class ChatCommand : public Command {
+class ChatCommand : public ServerCommand {
  public:
   CLI::App* Declare(CLI::App* parent) override {
     CLI::App* app = parent->add_subcommand("chat", "Talk to a model");
@@ -176,24 +176,21 @@ class ChatCommand : public Command {
     return app;
   }
 
-  int Run() override {
-    int exit_code = kExitOk;
-    const auto client = ConnectOrFail(connection_, &exit_code);
-    if (client == nullptr) return exit_code;
+  int RunWith(Client& client) override {
     v1::Model model;
     grpc::Status status =
-        client->Do(client->models(), &v1::Models::Stub::GetModel, v1::GetModelRequest(), &model);
-    if (!status.ok()) return client->Fail(status);
-    ChatThread thread(client.get(), sampling_, model.has_chat_format() && !raw_);
+        client.Do(client.models(), &v1::Models::Stub::GetModel, v1::GetModelRequest(), &model);
+    if (!status.ok()) return client.Fail(status);
+    ChatThread thread(&client, sampling_, model.has_chat_format() && !raw_);
     if (!session_.empty()) {
       status = thread.OpenSession(session_, state_);
     } else if (!state_.empty()) {
       status = thread.OpenState(state_);
     }
-    if (!status.ok()) return client->Fail(status);
+    if (!status.ok()) return client.Fail(status);
     thread.SetSystem(system_);
     Greet(model, thread);
-    return ChatLoop(client.get(), &thread).Run();
+    return ChatLoop(&client, &thread).Run();
   }
 
  private:
@@ -211,7 +208,6 @@ class ChatCommand : public Command {
   std::string session_, state_, system_;
   bool raw_ = false;
   SamplingFlags sampling_;
-  ConnectionFlags connection_;
 };
 
 }  // namespace

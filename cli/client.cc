@@ -10,6 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "cli/exit_code.h"
 #include "cli/output.h"
+#include "cli/status_code.h"
 #include "google/protobuf/util/time_util.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
@@ -23,28 +24,6 @@ std::chrono::system_clock::time_point After(double seconds) {
   return std::chrono::system_clock::now() +
          std::chrono::duration_cast<std::chrono::system_clock::duration>(
              std::chrono::duration<double>(seconds));
-}
-
-const char* CodeName(grpc::StatusCode code) {
-  constexpr const char* kNames[] = {"OK",
-                                    "CANCELLED",
-                                    "UNKNOWN",
-                                    "INVALID_ARGUMENT",
-                                    "DEADLINE_EXCEEDED",
-                                    "NOT_FOUND",
-                                    "ALREADY_EXISTS",
-                                    "PERMISSION_DENIED",
-                                    "RESOURCE_EXHAUSTED",
-                                    "FAILED_PRECONDITION",
-                                    "ABORTED",
-                                    "OUT_OF_RANGE",
-                                    "UNIMPLEMENTED",
-                                    "INTERNAL",
-                                    "UNAVAILABLE",
-                                    "DATA_LOSS",
-                                    "UNAUTHENTICATED"};
-  const auto index = static_cast<size_t>(code);
-  return index < std::size(kNames) ? kNames[index] : "UNKNOWN";
 }
 
 struct ErrorDetails {
@@ -136,13 +115,6 @@ std::string ErrorSentence(const grpc::Status& status) {
     absl::StrAppendFormat(&sentence, "; try again in %.3g s", details.retry_after_seconds);
   }
   return sentence;
-}
-
-std::unique_ptr<Client> ConnectOrFail(const ConnectionFlags& flags, int* exit_code) {
-  auto client = Client::Connect(flags);
-  if (client.ok()) return *std::move(client);
-  *exit_code = Fail(kExitCannotConnect, std::string(client.status().message()));
-  return nullptr;
 }
 
 }  // namespace vivarium::cli

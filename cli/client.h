@@ -75,7 +75,4 @@ class Client {
 // ErrorInfo reason and when to try again.
 std::string ErrorSentence(const grpc::Status& status);
 
-// Connects, or prints why not and sets *exit_code.
-std::unique_ptr<Client> ConnectOrFail(const ConnectionFlags& flags, int* exit_code);
-
 }  // namespace vivarium::cli

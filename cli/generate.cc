@@ -3,11 +3,11 @@
 #include <vector>
 
 #include "cli/client.h"
-#include "cli/command.h"
 #include "cli/exit_code.h"
 #include "cli/flags.h"
 #include "cli/generation_call.h"
 #include "cli/output.h"
+#include "cli/server_command.h"
 #include "cli/token_ids.h"
 
 namespace vivarium::cli {
@@ -25,7 +25,7 @@ constexpr char kFooter[] =
     "  vivarium generate --file book.txt --max-tokens 0 --save end     read now, ask later\n"
     "  vivarium generate --json --seed 7 'The king said' | jq -r .state_id\n";
 
-class GenerateCommand : public Command {
+class GenerateCommand : public ServerCommand {
  public:
   CLI::App* Declare(CLI::App* parent) override {
     CLI::App* app = parent->add_subcommand("generate", "Generate text after a prompt or a state");
@@ -47,22 +47,19 @@ class GenerateCommand : public Command {
     return app;
   }
 
-  int Run() override {
-    v1::GenerateRequest request;
-    if (const int code = FillRequest(&request); code != kExitOk) return code;
-    int exit_code = kExitOk;
-    const auto client = ConnectOrFail(connection_, &exit_code);
-    if (client == nullptr) return exit_code;
+  int Prepare() override { return FillRequest(&request_); }
+
+  int RunWith(Client& client) override {
     GenerationResult result;
     const bool is_streaming = !json_.json;
     const grpc::Status status = RunGeneration(
-        *client, request,
+        client, request_,
         [is_streaming](std::string_view text) {
           if (is_streaming) PrintNow(text);
         },
         &result);
     if (is_streaming && (!result.text.empty() || status.ok())) PrintNow("\n");
-    if (!status.ok()) return client->Fail(status);
+    if (!status.ok()) return client.Fail(status);
     if (json_.json) {
       PrintJson(GenerationJson(result));
     } else if (!quiet_) {
@@ -121,12 +118,12 @@ class GenerateCommand : public Command {
   }
 
   CLI::Option* prompt_option_ = nullptr;
+  v1::GenerateRequest request_;
   std::string prompt_, file_, tokens_, system_;
   bool chat_ = false, quiet_ = false;
   JsonFlag json_;
   SamplingFlags sampling_;
   StateFlags state_;
-  ConnectionFlags connection_;
 };
 
 }  // namespace

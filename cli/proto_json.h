@@ -6,16 +6,16 @@
 
 #include "cli/output.h"
 #include "google/protobuf/message.h"
-#include "google/protobuf/repeated_field.h"
 
 namespace vivarium::cli {
 
 Json ToJson(const google::protobuf::Message& message);
 
-template <typename Message>
-Json ToJsonArray(const google::protobuf::RepeatedPtrField<Message>& messages) {
+// Of a repeated field or a vector.
+template <typename Messages>
+Json ToJsonArray(const Messages& messages) {
   Json array = Json::array();
-  for (const Message& message : messages) array.push_back(ToJson(message));
+  for (const google::protobuf::Message& message : messages) array.push_back(ToJson(message));
   return array;
 }
 

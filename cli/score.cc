@@ -4,11 +4,11 @@
 
 #include "absl/strings/str_format.h"
 #include "cli/client.h"
-#include "cli/command.h"
 #include "cli/exit_code.h"
 #include "cli/flags.h"
 #include "cli/output.h"
 #include "cli/proto_json.h"
+#include "cli/server_command.h"
 #include "cli/token_ids.h"
 
 namespace vivarium::cli {
@@ -19,7 +19,7 @@ constexpr char kFooter[] =
     "  vivarium score 'The cat sat on the mat.'\n"
     "  vivarium score --state st_... --state st_... ' Paris'    which state expects it more?\n";
 
-class ScoreCommand : public Command {
+class ScoreCommand : public ServerCommand {
  public:
   CLI::App* Declare(CLI::App* parent) override {
     CLI::App* app = parent->add_subcommand("score", "Log-probabilities of a text after states");
@@ -36,26 +36,26 @@ class ScoreCommand : public Command {
     return app;
   }
 
-  int Run() override {
+  int Prepare() override {
     if (text_.empty() == tokens_.empty()) {
       return Fail(kExitUsage, "score takes one of TEXT and --tokens");
     }
-    v1::ScoreRequest request;
-    for (const std::string& state : states_) request.add_state_ids(state);
+    for (const std::string& state : states_) request_.add_state_ids(state);
     if (tokens_.empty()) {
-      request.set_text(text_);
+      request_.set_text(text_);
     } else {
       const auto ids = ReadTokenIds(tokens_);
       if (!ids.ok()) return FailLocally(ids.status());
-      request.mutable_token_ids()->mutable_ids()->Add(ids->begin(), ids->end());
+      request_.mutable_token_ids()->mutable_ids()->Add(ids->begin(), ids->end());
     }
-    int exit_code = kExitOk;
-    const auto client = ConnectOrFail(connection_, &exit_code);
-    if (client == nullptr) return exit_code;
+    return kExitOk;
+  }
+
+  int RunWith(Client& client) override {
     v1::ScoreResponse response;
     const grpc::Status status =
-        client->Do(client->generation(), &v1::Generation::Stub::Score, request, &response);
-    if (!status.ok()) return client->Fail(status);
+        client.Do(client.generation(), &v1::Generation::Stub::Score, request_, &response);
+    if (!status.ok()) return client.Fail(status);
     Print(response);
     return kExitOk;
   }
@@ -79,9 +79,9 @@ class ScoreCommand : public Command {
   }
 
   std::string text_, tokens_;
+  v1::ScoreRequest request_;
   std::vector<std::string> states_;
   JsonFlag json_;
-  ConnectionFlags connection_;
 };
 
 }  // namespace

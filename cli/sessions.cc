@@ -5,28 +5,36 @@
 
 #include "absl/strings/str_cat.h"
 #include "cli/client.h"
-#include "cli/command.h"
 #include "cli/exit_code.h"
 #include "cli/flags.h"
 #include "cli/listing.h"
 #include "cli/output.h"
 #include "cli/proto_json.h"
+#include "cli/server_command.h"
 
 namespace vivarium::cli {
 namespace {
 
-// What a command that gets a session back prints.
-void PrintSession(const v1::Session& session, bool json) {
+// A call that gives a session back, and what is printed of it.
+template <typename Request>
+int CallAndPrint(Client& client,
+                 grpc::Status (v1::Sessions::Stub::*method)(grpc::ClientContext*, const Request&,
+                                                            v1::Session*),
+                 const Request& request, bool json) {
+  v1::Session session;
+  const grpc::Status status = client.Do(client.sessions(), method, request, &session);
+  if (!status.ok()) return client.Fail(status);
   if (json) {
     PrintJson(ToJson(session));
-    return;
+  } else {
+    PrintNow(absl::StrCat("session      ", session.name(), "\netag         ", session.etag(),
+                          "\nmoved        ", FormatWhen(session.update_time()), "\n",
+                          DescribeState(session.head())));
   }
-  PrintNow(absl::StrCat("session      ", session.name(), "\netag         ", session.etag(),
-                        "\nmoved        ", FormatWhen(session.update_time()), "\n",
-                        DescribeState(session.head())));
+  return kExitOk;
 }
 
-class SessionsLsCommand : public Command {
+class SessionsLsCommand : public ServerCommand {
  public:
   CLI::App* Declare(CLI::App* parent) override {
     CLI::App* app = parent->add_subcommand("ls", "List sessions by name");
@@ -38,17 +46,12 @@ class SessionsLsCommand : public Command {
     return app;
   }
 
-  int Run() override {
-    int exit_code = kExitOk;
-    const auto client = ConnectOrFail(connection_, &exit_code);
-    if (client == nullptr) return exit_code;
+  int RunWith(Client& client) override {
     std::vector<v1::Session> sessions;
-    const grpc::Status status = ListSessions(*client, limit_, &sessions);
-    if (!status.ok()) return client->Fail(status);
+    const grpc::Status status = ListSessions(client, limit_, &sessions);
+    if (!status.ok()) return client.Fail(status);
     if (json_.json) {
-      Json array = Json::array();
-      for (const v1::Session& session : sessions) array.push_back(ToJson(session));
-      PrintJson(array);
+      PrintJson(ToJsonArray(sessions));
       return kExitOk;
     }
     Table table({{"NAME"}, {"TOKENS", true}, {"MOVED"}, {"HEAD"}});
@@ -63,10 +66,9 @@ class SessionsLsCommand : public Command {
  private:
   size_t limit_ = kMaxListed;
   JsonFlag json_;
-  ConnectionFlags connection_;
 };
 
-class SessionsShowCommand : public Command {
+class SessionsShowCommand : public ServerCommand {
  public:
   CLI::App* Declare(CLI::App* parent) override {
     CLI::App* app = parent->add_subcommand("show", "Show a session and its head");
@@ -76,27 +78,18 @@ class SessionsShowCommand : public Command {
     return app;
   }
 
-  int Run() override {
-    int exit_code = kExitOk;
-    const auto client = ConnectOrFail(connection_, &exit_code);
-    if (client == nullptr) return exit_code;
+  int RunWith(Client& client) override {
     v1::GetSessionRequest request;
     request.set_name(name_);
-    v1::Session session;
-    const grpc::Status status =
-        client->Do(client->sessions(), &v1::Sessions::Stub::GetSession, request, &session);
-    if (!status.ok()) return client->Fail(status);
-    PrintSession(session, json_.json);
-    return kExitOk;
+    return CallAndPrint(client, &v1::Sessions::Stub::GetSession, request, json_.json);
   }
 
  private:
   std::string name_;
   JsonFlag json_;
-  ConnectionFlags connection_;
 };
 
-class SessionsCreateCommand : public Command {
+class SessionsCreateCommand : public ServerCommand {
  public:
   CLI::App* Declare(CLI::App* parent) override {
     CLI::App* app = parent->add_subcommand("create", "Name a state: a fork of what led to it");
@@ -109,28 +102,19 @@ class SessionsCreateCommand : public Command {
     return app;
   }
 
-  int Run() override {
-    int exit_code = kExitOk;
-    const auto client = ConnectOrFail(connection_, &exit_code);
-    if (client == nullptr) return exit_code;
+  int RunWith(Client& client) override {
     v1::CreateSessionRequest request;
     request.set_name(name_);
     request.set_state_id(state_id_);
-    v1::Session session;
-    const grpc::Status status =
-        client->Do(client->sessions(), &v1::Sessions::Stub::CreateSession, request, &session);
-    if (!status.ok()) return client->Fail(status);
-    PrintSession(session, json_.json);
-    return kExitOk;
+    return CallAndPrint(client, &v1::Sessions::Stub::CreateSession, request, json_.json);
   }
 
  private:
   std::string name_, state_id_;
   JsonFlag json_;
-  ConnectionFlags connection_;
 };
 
-class SessionsHistoryCommand : public Command {
+class SessionsHistoryCommand : public ServerCommand {
  public:
   CLI::App* Declare(CLI::App* parent) override {
     CLI::App* app = parent->add_subcommand("history", "What was said, oldest first");
@@ -141,10 +125,7 @@ class SessionsHistoryCommand : public Command {
     return app;
   }
 
-  int Run() override {
-    int exit_code = kExitOk;
-    const auto client = ConnectOrFail(connection_, &exit_code);
-    if (client == nullptr) return exit_code;
+  int RunWith(Client& client) override {
     v1::GetHistoryRequest request;
     if (is_state_) {
       request.set_state_id(name_);
@@ -152,12 +133,10 @@ class SessionsHistoryCommand : public Command {
       request.set_session(name_);
     }
     std::vector<v1::State> states;
-    const grpc::Status status = ReadHistory(*client, request, &states);
-    if (!status.ok()) return client->Fail(status);
+    const grpc::Status status = ReadHistory(client, request, &states);
+    if (!status.ok()) return client.Fail(status);
     if (json_.json) {
-      Json array = Json::array();
-      for (const v1::State& state : states) array.push_back(ToJson(state));
-      PrintJson(array);
+      PrintJson(ToJsonArray(states));
       return kExitOk;
     }
     for (const v1::State& state : states) {
@@ -197,10 +176,9 @@ class SessionsHistoryCommand : public Command {
   std::string name_;
   bool is_state_ = false;
   JsonFlag json_;
-  ConnectionFlags connection_;
 };
 
-class SessionsRewindCommand : public Command {
+class SessionsRewindCommand : public ServerCommand {
  public:
   CLI::App* Declare(CLI::App* parent) override {
     CLI::App* app = parent->add_subcommand("rewind", "Move a session's head back to an ancestor");
@@ -217,26 +195,22 @@ class SessionsRewindCommand : public Command {
     return app;
   }
 
-  int Run() override {
+  int Prepare() override {
     const int num_targets = (steps_ ? 1 : 0) + (position_ ? 1 : 0) + (state_id_.empty() ? 0 : 1);
     if (num_targets != 1) {
       return Fail(kExitUsage, "sessions rewind needs one of --steps, --to and --position");
     }
-    int exit_code = kExitOk;
-    const auto client = ConnectOrFail(connection_, &exit_code);
-    if (client == nullptr) return exit_code;
+    return kExitOk;
+  }
+
+  int RunWith(Client& client) override {
     v1::RewindSessionRequest request;
     request.set_name(name_);
     if (steps_) request.set_steps(*steps_);
     if (position_) request.set_position(*position_);
     if (!state_id_.empty()) request.set_state_id(state_id_);
     request.set_expected_etag(etag_);
-    v1::Session session;
-    const grpc::Status status =
-        client->Do(client->sessions(), &v1::Sessions::Stub::RewindSession, request, &session);
-    if (!status.ok()) return client->Fail(status);
-    PrintSession(session, json_.json);
-    return kExitOk;
+    return CallAndPrint(client, &v1::Sessions::Stub::RewindSession, request, json_.json);
   }
 
  private:
@@ -244,10 +218,9 @@ class SessionsRewindCommand : public Command {
   std::optional<uint32_t> steps_;
   std::optional<uint64_t> position_;
   JsonFlag json_;
-  ConnectionFlags connection_;
 };
 
-class SessionsRmCommand : public Command {
+class SessionsRmCommand : public ServerCommand {
  public:
   CLI::App* Declare(CLI::App* parent) override {
     CLI::App* app = parent->add_subcommand("rm", "Delete names; their states live on");
@@ -256,17 +229,14 @@ class SessionsRmCommand : public Command {
     return app;
   }
 
-  int Run() override {
-    int exit_code = kExitOk;
-    const auto client = ConnectOrFail(connection_, &exit_code);
-    if (client == nullptr) return exit_code;
+  int RunWith(Client& client) override {
     for (const std::string& name : names_) {
       v1::DeleteSessionRequest request;
       request.set_name(name);
       google::protobuf::Empty nothing;
       const grpc::Status status =
-          client->Do(client->sessions(), &v1::Sessions::Stub::DeleteSession, request, &nothing);
-      if (!status.ok()) return client->Fail(status);
+          client.Do(client.sessions(), &v1::Sessions::Stub::DeleteSession, request, &nothing);
+      if (!status.ok()) return client.Fail(status);
       PrintLine("deleted " + name);
     }
     return kExitOk;
@@ -274,7 +244,6 @@ class SessionsRmCommand : public Command {
 
  private:
   std::vector<std::string> names_;
-  ConnectionFlags connection_;
 };
 
 }  // namespace

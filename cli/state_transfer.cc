@@ -16,6 +16,7 @@
 #include "cli/output_file.h"
 #include "cli/proto_json.h"
 #include "cli/safetensors.h"
+#include "cli/server_command.h"
 #include "statestore/state_export.h"
 
 namespace vivarium::cli {
@@ -30,7 +31,7 @@ statestore::ImportOptions AnySize() {
   return options;
 }
 
-class StatesExportCommand : public Command {
+class StatesExportCommand : public ServerCommand {
  public:
   CLI::App* Declare(CLI::App* parent) override {
     CLI::App* app = parent->add_subcommand("export", "Write a state to a file");
@@ -48,23 +49,20 @@ class StatesExportCommand : public Command {
     return app;
   }
 
-  int Run() override {
-    int exit_code = kExitOk;
-    const auto client = ConnectOrFail(connection_, &exit_code);
-    if (client == nullptr) return exit_code;
+  int RunWith(Client& client) override {
     v1::GetStateRequest get;
     get.set_id(id_);
     v1::State state;
-    grpc::Status status = client->Do(client->states(), &v1::States::Stub::GetState, get, &state);
-    if (!status.ok()) return client->Fail(status);
+    grpc::Status status = client.Do(client.states(), &v1::States::Stub::GetState, get, &state);
+    if (!status.ok()) return client.Fail(status);
 
     auto file = OutputFile::Create(out_);
     if (!file.ok()) return FailLocally(file.status());
     uint64_t bytes = 0;
     absl::Status written;
-    status = Receive(*client, state, file->get(), &bytes, &written);
+    status = Receive(client, state, file->get(), &bytes, &written);
     if (!written.ok()) return FailLocally(written);
-    if (!status.ok()) return client->Fail(status);
+    if (!status.ok()) return client.Fail(status);
     if (is_safetensors()) {
       bytes = 0;
       const auto saved = importer_.Finish();
@@ -107,14 +105,13 @@ class StatesExportCommand : public Command {
   std::string format_ = "vivarium";
   statestore::StateImporter importer_{AnySize()};  // for safetensors
   JsonFlag json_;
-  ConnectionFlags connection_;
 };
 
 struct CloseFile {
   void operator()(std::FILE* file) const { std::fclose(file); }
 };
 
-class StatesImportCommand : public Command {
+class StatesImportCommand : public ServerCommand {
  public:
   CLI::App* Declare(CLI::App* parent) override {
     CLI::App* app = parent->add_subcommand("import", "Take in a state from a file, as a new state");
@@ -127,23 +124,21 @@ class StatesImportCommand : public Command {
     return app;
   }
 
-  int Run() override {
+  int Prepare() override {
     std::error_code error;
-    const uint64_t file_bytes = std::filesystem::file_size(file_, error);
-    const std::unique_ptr<std::FILE, CloseFile> file(error ? nullptr
-                                                           : std::fopen(file_.c_str(), "rb"));
-    if (file == nullptr) {
-      return Fail(kExitLocalError, absl::StrCat("cannot open ", file_, ": ",
-                                                error ? error.message() : std::strerror(errno)));
-    }
-    int exit_code = kExitOk;
-    const auto client = ConnectOrFail(connection_, &exit_code);
-    if (client == nullptr) return exit_code;
+    input_bytes_ = std::filesystem::file_size(file_, error);
+    input_.reset(error ? nullptr : std::fopen(file_.c_str(), "rb"));
+    if (input_ != nullptr) return kExitOk;
+    return Fail(kExitLocalError, absl::StrCat("cannot open ", file_, ": ",
+                                              error ? error.message() : std::strerror(errno)));
+  }
+
+  int RunWith(Client& client) override {
     v1::State state;
     bool is_read = true;
-    const grpc::Status status = Send(*client, file.get(), file_bytes, &state, &is_read);
+    const grpc::Status status = Send(client, &state, &is_read);
     if (!is_read) return Fail(kExitLocalError, absl::StrCat("cannot read ", file_));
-    if (!status.ok()) return client->Fail(status);
+    if (!status.ok()) return client.Fail(status);
     if (json_.json) {
       PrintJson({{"state_id", state.id()}, {"state", ToJson(state)}});
     } else {
@@ -154,35 +149,35 @@ class StatesImportCommand : public Command {
   }
 
  private:
-  grpc::Status Send(Client& client, std::FILE* file, uint64_t file_bytes, v1::State* state,
-                    bool* is_read) const {
+  grpc::Status Send(Client& client, v1::State* state, bool* is_read) const {
     const auto call = client.NewCall();
     const auto writer = client.states().ImportState(call->context(), state);
     v1::ImportStateRequest request;
     request.mutable_metadata()->set_session(session_);
     labels_.Fill(request.mutable_metadata()->mutable_labels());
     bool is_open = writer->Write(request);
-    Progress progress("importing", file_bytes);
+    Progress progress("importing", input_bytes_);
     std::string piece;
     while (is_open) {
       piece.resize(kImportPieceBytes);
-      const size_t size = std::fread(piece.data(), 1, piece.size(), file);
+      const size_t size = std::fread(piece.data(), 1, piece.size(), input_.get());
       if (size == 0) break;
       piece.resize(size);
       request.set_data(piece);
       is_open = writer->Write(request);
       progress.Advance(size);
     }
-    *is_read = std::ferror(file) == 0;
+    *is_read = std::ferror(input_.get()) == 0;
     if (!*is_read) call->context()->TryCancel();
     writer->WritesDone();
     return writer->Finish();
   }
 
   std::string file_, session_;
+  std::unique_ptr<std::FILE, CloseFile> input_;
+  uint64_t input_bytes_ = 0;
   LabelFlags labels_;
   JsonFlag json_;
-  ConnectionFlags connection_;
 };
 
 }  // namespace

@@ -6,18 +6,18 @@
 
 #include "absl/strings/str_cat.h"
 #include "cli/client.h"
-#include "cli/command.h"
 #include "cli/exit_code.h"
 #include "cli/flags.h"
 #include "cli/listing.h"
 #include "cli/output.h"
 #include "cli/proto_json.h"
+#include "cli/server_command.h"
 #include "cli/state_transfer.h"
 
 namespace vivarium::cli {
 namespace {
 
-class StatesLsCommand : public Command {
+class StatesLsCommand : public ServerCommand {
  public:
   CLI::App* Declare(CLI::App* parent) override {
     CLI::App* app = parent->add_subcommand("ls", "List states, newest first");
@@ -33,22 +33,17 @@ class StatesLsCommand : public Command {
     return app;
   }
 
-  int Run() override {
-    int exit_code = kExitOk;
-    const auto client = ConnectOrFail(connection_, &exit_code);
-    if (client == nullptr) return exit_code;
+  int RunWith(Client& client) override {
     v1::ListStatesRequest request;
     request.set_session(session_);
     request.set_parent_id(parent_id_);
     request.set_show_dropped(show_dropped_);
     labels_.Fill(request.mutable_labels());
     std::vector<v1::State> states;
-    const grpc::Status status = ListStates(*client, request, limit_, &states);
-    if (!status.ok()) return client->Fail(status);
+    const grpc::Status status = ListStates(client, request, limit_, &states);
+    if (!status.ok()) return client.Fail(status);
     if (json_.json) {
-      Json array = Json::array();
-      for (const v1::State& state : states) array.push_back(ToJson(state));
-      PrintJson(array);
+      PrintJson(ToJsonArray(states));
       return kExitOk;
     }
     Table table({{"ID"},
@@ -74,10 +69,9 @@ class StatesLsCommand : public Command {
   bool show_dropped_ = false;
   size_t limit_ = kMaxListed;
   JsonFlag json_;
-  ConnectionFlags connection_;
 };
 
-class StatesShowCommand : public Command {
+class StatesShowCommand : public ServerCommand {
  public:
   CLI::App* Declare(CLI::App* parent) override {
     CLI::App* app = parent->add_subcommand("show", "Show a state and the text since its parent");
@@ -87,17 +81,14 @@ class StatesShowCommand : public Command {
     return app;
   }
 
-  int Run() override {
-    int exit_code = kExitOk;
-    const auto client = ConnectOrFail(connection_, &exit_code);
-    if (client == nullptr) return exit_code;
+  int RunWith(Client& client) override {
     v1::GetStateRequest request;
     request.set_id(id_);
     request.set_with_transcript(true);
     v1::State state;
     const grpc::Status status =
-        client->Do(client->states(), &v1::States::Stub::GetState, request, &state);
-    if (!status.ok()) return client->Fail(status);
+        client.Do(client.states(), &v1::States::Stub::GetState, request, &state);
+    if (!status.ok()) return client.Fail(status);
     if (json_.json) {
       PrintJson(ToJson(state));
     } else {
@@ -109,7 +100,6 @@ class StatesShowCommand : public Command {
  private:
   std::string id_;
   JsonFlag json_;
-  ConnectionFlags connection_;
 };
 
 // Branches deeper than this no longer move to the right.
@@ -183,7 +173,7 @@ class StateTree {
   std::map<std::string, std::vector<std::string>> heads_;   // session names by state id
 };
 
-class StatesTreeCommand : public Command {
+class StatesTreeCommand : public ServerCommand {
  public:
   CLI::App* Declare(CLI::App* parent) override {
     CLI::App* app = parent->add_subcommand(
@@ -193,28 +183,24 @@ class StatesTreeCommand : public Command {
     return app;
   }
 
-  int Run() override {
-    int exit_code = kExitOk;
-    const auto client = ConnectOrFail(connection_, &exit_code);
-    if (client == nullptr) return exit_code;
+  int RunWith(Client& client) override {
     v1::ListStatesRequest request;
     request.set_session(session_);
     request.set_show_dropped(true);
     std::vector<v1::State> states;
     std::vector<v1::Session> sessions;
-    grpc::Status status = ListStates(*client, request, kMaxListed, &states);
-    if (status.ok()) status = ListSessions(*client, kMaxListed, &sessions);
-    if (!status.ok()) return client->Fail(status);
+    grpc::Status status = ListStates(client, request, kMaxListed, &states);
+    if (status.ok()) status = ListSessions(client, kMaxListed, &sessions);
+    if (!status.ok()) return client.Fail(status);
     PrintNow(StateTree(std::move(states), sessions).Render());
     return kExitOk;
   }
 
  private:
   std::string session_;
-  ConnectionFlags connection_;
 };
 
-class StatesRmCommand : public Command {
+class StatesRmCommand : public ServerCommand {
  public:
   CLI::App* Declare(CLI::App* parent) override {
     CLI::App* app =
@@ -224,17 +210,14 @@ class StatesRmCommand : public Command {
     return app;
   }
 
-  int Run() override {
-    int exit_code = kExitOk;
-    const auto client = ConnectOrFail(connection_, &exit_code);
-    if (client == nullptr) return exit_code;
+  int RunWith(Client& client) override {
     for (const std::string& id : ids_) {
       v1::DeleteStateRequest request;
       request.set_id(id);
       google::protobuf::Empty nothing;
       const grpc::Status status =
-          client->Do(client->states(), &v1::States::Stub::DeleteState, request, &nothing);
-      if (!status.ok()) return client->Fail(status);
+          client.Do(client.states(), &v1::States::Stub::DeleteState, request, &nothing);
+      if (!status.ok()) return client.Fail(status);
       PrintLine("deleted " + id);
     }
     return kExitOk;
@@ -242,10 +225,9 @@ class StatesRmCommand : public Command {
 
  private:
   std::vector<std::string> ids_;
-  ConnectionFlags connection_;
 };
 
-class StatesVerifyCommand : public Command {
+class StatesVerifyCommand : public ServerCommand {
  public:
   CLI::App* Declare(CLI::App* parent) override {
     CLI::App* app =
@@ -256,14 +238,12 @@ class StatesVerifyCommand : public Command {
     return app;
   }
 
-  int Run() override {
+  int RunWith(Client& client) override {
     int exit_code = kExitOk;
-    const auto client = ConnectOrFail(connection_, &exit_code);
-    if (client == nullptr) return exit_code;
     if (ids_.empty()) {
       std::vector<v1::State> states;
-      const grpc::Status status = ListStates(*client, {}, kMaxListed, &states);
-      if (!status.ok()) return client->Fail(status);
+      const grpc::Status status = ListStates(client, {}, kMaxListed, &states);
+      if (!status.ok()) return client.Fail(status);
       for (const v1::State& state : states) ids_.push_back(state.id());
     }
     Json array = Json::array();
@@ -272,10 +252,10 @@ class StatesVerifyCommand : public Command {
       request.set_id(id);
       v1::VerifyStateResponse response;
       const grpc::Status status =
-          client->Do(client->states(), &v1::States::Stub::VerifyState, request, &response);
+          client.Do(client.states(), &v1::States::Stub::VerifyState, request, &response);
       // One bad state doesn't hide the others; the first error's code is the exit code.
       if (!status.ok()) {
-        const int code = client->Fail(status);
+        const int code = client.Fail(status);
         if (exit_code == kExitOk) exit_code = code;
         if (code != kExitServerError) return code;
         continue;
@@ -291,7 +271,6 @@ class StatesVerifyCommand : public Command {
  private:
   std::vector<std::string> ids_;
   JsonFlag json_;
-  ConnectionFlags connection_;
 };
 
 }  // namespace

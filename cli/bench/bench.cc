@@ -131,7 +131,7 @@ class BenchCommand : public Command {
     } else {
       PrintNow(bench::RenderComparison(*comparison));
     }
-    return (*comparison)["worse"].get<bool>() ? bench::kExitWorse : kExitOk;
+    return (*comparison)["worse"].get<bool>() ? kExitWorse : kExitOk;
   }
 
   int Write(const bench::Runner& runner) {

@@ -8,9 +8,6 @@
 
 namespace vivarium::cli::bench {
 
-// What `vivarium bench compare` exits with where something is worse; beside those of exit_code.h.
-inline constexpr int kExitWorse = 6;
-
 inline constexpr int kNumResamples = 1'000;
 inline constexpr double kConfidence = 0.95;
 inline constexpr size_t kMinComparedSamples = 20;

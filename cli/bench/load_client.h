@@ -60,7 +60,4 @@ class LoadClient {
   std::atomic<uint64_t> next_connection_ = 0;
 };
 
-// "OK", "UNAVAILABLE" ... of a gRPC status code.
-const char* CodeName(int code);
-
 }  // namespace vivarium::cli::bench

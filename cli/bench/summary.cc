@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "cli/bench/warnings.h"
+#include "cli/status_code.h"
 
 namespace vivarium::cli::bench {
 namespace {
