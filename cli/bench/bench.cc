@@ -56,7 +56,7 @@ absl::StatusOr<Json> ReadSummary(const std::string& path) {
 absl::Status WriteFile(const std::string& path, const std::string& contents) {
   auto file = OutputFile::Create(path);
   if (!file.ok()) return file.status();
-  if (const auto status = (*file)->Write(contents); !status.ok()) return status;
+  if (auto status = (*file)->Write(contents); !status.ok()) return status;
   return (*file)->Finish();
 }
 
