@@ -25,9 +25,9 @@
 #include <string>
 #include <vector>
 
+#include "tests/bench/bench_options.h"
 #include "tests/bench/device_peaks.h"
 #include "tests/bench/engine_snapshots.h"
-#include "tests/bench/model_shapes.h"
 #include "tests/bench/random_checkpoint.h"
 #include "tests/support/mamba_files.h"
 #include "tests/support/model_harness.h"
@@ -45,18 +45,10 @@ using test::ModelHarness;
 constexpr int32_t kPrefillChunk = 512;
 constexpr int32_t kVerifyChunk = 16;
 
-struct Options {
-  std::string device = "cpu";
-  const StackShape* shape = FindShape("130m");
-  int32_t max_batch = 0;  // 0: 64 on the CPU, else 256
-  bool json = false;
-  std::string json_to;
-  bool cpu_time = false;
-  bool quick = false;  // a small model and few steps: to see that all of it runs and verifies
-  std::string isa;
-  int num_threads = 0;
-  WeightFormat weights = WeightFormat::kBF16;
-};
+WeightFormat FormatOf(const BenchOptions& options) {
+  if (options.weights == "f32") return WeightFormat::kF32;
+  return options.weights == "int8" ? WeightFormat::kInt8 : WeightFormat::kBF16;
+}
 
 MambaSpec SpecOf(const StackShape& shape, bool quick) {
   MambaSpec spec;
@@ -245,72 +237,13 @@ void Print(const nlohmann::json& row) {
   std::fflush(stdout);
 }
 
-// Flags without a value. False when `arg` is none of them.
-bool ParseSwitch(const std::string& arg, Options* options) {
-  if (arg == "--json") {
-    options->json = true;
-  } else if (arg == "--cpu-time") {
-    options->cpu_time = true;
-  } else if (arg == "--quick") {
-    options->quick = true;
-  } else {
-    return false;
-  }
-  return true;
-}
-
-bool ParseValue(const std::string& arg, const std::string& value, Options* options) {
-  if (arg == "--device") {
-    options->device = value;
-  } else if (arg == "--shape") {
-    options->shape = FindShape(value);
-    return options->shape != nullptr;
-  } else if (arg == "--max-batch") {
-    options->max_batch = std::atoi(value.c_str());
-    return options->max_batch >= 2;
-  } else if (arg == "--json-to") {
-    options->json_to = value;
-  } else if (arg == "--isa") {
-    options->isa = value;
-  } else if (arg == "--threads") {
-    options->num_threads = std::atoi(value.c_str());
-    return options->num_threads > 0;
-  } else if (arg == "--weights" && (value == "bf16" || value == "f32" || value == "int8")) {
-    options->weights = value == "f32"    ? WeightFormat::kF32
-                       : value == "int8" ? WeightFormat::kInt8
-                                         : WeightFormat::kBF16;
-  } else {
-    return false;
-  }
-  return true;
-}
-
-bool ParseOptions(int argc, char** argv, Options* options) {
-  for (int i = 1; i < argc; ++i) {
-    if (ParseSwitch(argv[i], options)) continue;
-    if (i + 1 < argc && ParseValue(argv[i], argv[i + 1], options)) {
-      ++i;
-      continue;
-    }
-    std::fprintf(stderr,
-                 "usage: engine_bench [--device cpu|cuda:N] [--shape %s] [--max-batch N]"
-                 " [--weights bf16|f32|int8] [--json] [--json-to FILE] [--quick] [--cpu-time]"
-                 " [--isa portable|avx2|avx512] [--threads N]\n",
-                 ShapeNames().c_str());
-    return false;
-  }
-  if (options->max_batch == 0) options->max_batch = options->device == "cpu" ? 64 : 256;
-  if (options->cpu_time) options->num_threads = 1;
-  return true;
-}
-
 absl::StatusOr<std::unique_ptr<ModelHarness>> LoadRandom(const MambaSpec& spec,
-                                                         const Options& options) {
+                                                         const BenchOptions& options) {
   const test::TempDir directory;
   test::WriteFile(directory.File("config.json"), MambaConfigJson(spec));
   HarnessOptions harness_options;
   harness_options.device = options.device;
-  harness_options.weights = options.weights;
+  harness_options.weights = FormatOf(options);
   harness_options.num_threads = options.num_threads;
   harness_options.isa = options.isa;
   harness_options.max_batch_tokens = std::max(kPrefillChunk, options.max_batch);
@@ -320,10 +253,10 @@ absl::StatusOr<std::unique_ptr<ModelHarness>> LoadRandom(const MambaSpec& spec,
 }
 
 // Times everything; `peaks` receives the best of three measurements.
-std::vector<Figure> Measure(const MambaSpec& spec, ModelHarness* harness, const Options& options,
-                            MachinePeaks* peaks) {
+std::vector<Figure> Measure(const MambaSpec& spec, ModelHarness* harness,
+                            const BenchOptions& options, MachinePeaks* peaks) {
   kernels::Backend* const backend = harness->model().backend();
-  const ClockFn clock = options.cpu_time ? ThreadCpuSeconds : WallSeconds;
+  const ClockFn clock = options.clock();
   const bool is_small = options.shape->name == "tiny";
   *peaks = {};
   const auto measure_peaks = [&] {
@@ -339,13 +272,13 @@ std::vector<Figure> Measure(const MambaSpec& spec, ModelHarness* harness, const 
   for (const int32_t num_sequences : {1, 2, 4, 8, 16, 32, 64, 128, 256}) {
     if (num_sequences > options.max_batch) break;
     figures.push_back(
-        Decode(spec, harness, num_sequences, options.quick ? 2 : 20, clock, options.weights));
+        Decode(spec, harness, num_sequences, options.quick ? 2 : 20, clock, FormatOf(options)));
   }
   measure_peaks();
   for (const int32_t length : {512, 2048}) {
     if (is_small && length > 512) break;
     figures.push_back(
-        Prefill(spec, harness, length, options.quick ? 1 : 3, clock, options.weights));
+        Prefill(spec, harness, length, options.quick ? 1 : 3, clock, FormatOf(options)));
   }
   measure_peaks();
   return figures;
@@ -374,12 +307,11 @@ void PrintReport(const nlohmann::json& report) {
       report["slot_bytes"].get<int>(), s["percent_per_1000"].get<double>());
 }
 
-absl::Status MeasureSnapshots(ModelHarness* harness, const Options& options,
+absl::Status MeasureSnapshots(ModelHarness* harness, const BenchOptions& options,
                               nlohmann::json* report) {
   constexpr uint32_t kEvery = 50;
-  const bool on_cpu = options.device == "cpu";
-  const int32_t num_streams = std::min(options.max_batch, on_cpu ? 8 : 64);
-  const uint32_t num_tokens = options.quick ? kEvery + 10 : on_cpu ? 100 : 400;
+  const int32_t num_streams = std::min(options.max_batch, options.on_cpu() ? 8 : 64);
+  const uint32_t num_tokens = options.quick ? kEvery + 10 : options.on_cpu() ? 100 : 400;
   const auto cost = MeasureSnapshotCost(&harness->model(), num_streams, num_tokens, kEvery,
                                         options.quick ? 1 : 3);
   if (!cost.ok()) return cost.status();
@@ -392,7 +324,7 @@ absl::Status MeasureSnapshots(ModelHarness* harness, const Options& options,
   return absl::OkStatus();
 }
 
-nlohmann::json Report(ModelHarness* harness, const Options& options, const MachinePeaks& peaks,
+nlohmann::json Report(ModelHarness* harness, const BenchOptions& options, const MachinePeaks& peaks,
                       const std::vector<Figure>& figures) {
   const std::string shape = std::string(options.shape->name) + (options.quick ? ", quick" : "");
   nlohmann::json report = {{"model", "mamba-" + shape + ", random weights"},
@@ -408,13 +340,15 @@ nlohmann::json Report(ModelHarness* harness, const Options& options, const Machi
                            {"peaks", peaks.how},
                            {"rows", nlohmann::json::array()}};
   for (const Figure& figure : figures)
-    report["rows"].push_back(Row(figure, peaks, options.weights));
+    report["rows"].push_back(Row(figure, peaks, FormatOf(options)));
   return report;
 }
 
 int Main(int argc, char** argv) {
-  Options options;
-  if (!ParseOptions(argc, argv, &options)) return 2;
+  CLI::App app("The whole model, random weights: verified, then timed.");
+  BenchOptions options;
+  options.Declare(&app, 2);
+  if (!options.Parse(&app, argc, argv)) return 2;
   const MambaSpec spec = SpecOf(*options.shape, options.quick);
   const auto loaded = LoadRandom(spec, options);
   if (!loaded.ok()) {

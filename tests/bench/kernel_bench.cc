@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "nlohmann/json.hpp"
+#include "tests/bench/bench_options.h"
 #include "tests/bench/device_peaks.h"
 #include "tests/bench/mamba_stack.h"
 #include "tests/kernels/reference.h"
@@ -33,20 +34,17 @@ namespace {
 using kernels::Backend;
 using kernels::DType;
 
-struct Options {
-  std::string device = "cpu";
-  const StackShape* shape = FindShape("130m");
-  int64_t max_batch = 0;  // 0: 64 on the CPU, else 256
-  bool json = false;
-  std::string json_to;
+struct Options : BenchOptions {
   bool prefill_only = false;
-  bool cpu_time = false;
-  bool quick = false;  // verify, and time just enough to see that it runs
   bool probe = false;
-  std::string isa;
-  int num_threads = 0;
-  std::vector<DType> weights = {DType::kBF16, DType::kI8, DType::kF32};
 };
+
+std::vector<DType> WeightsOf(const Options& options) {
+  if (options.weights.empty()) return {DType::kBF16, DType::kI8, DType::kF32};
+  return {options.weights == "f32"    ? DType::kF32
+          : options.weights == "int8" ? DType::kI8
+                                      : DType::kBF16};
+}
 
 // Compares with the reference; counts what is out of tolerance.
 class Verifier final : public StackObserver {
@@ -229,65 +227,6 @@ int RunBatch(Backend* backend, MambaStack* stack, const StackBatch& batch, DType
   return verifier.num_wrong();
 }
 
-// Flags without a value. False when `arg` is none of them.
-bool ParseSwitch(const std::string& arg, Options* options) {
-  if (arg == "--json") {
-    options->json = true;
-  } else if (arg == "--quick") {
-    options->quick = true;
-  } else if (arg == "--cpu-time") {
-    options->cpu_time = true;
-  } else if (arg == "--prefill") {
-    options->prefill_only = true;
-  } else if (arg == "--probe") {
-    options->probe = true;
-  } else {
-    return false;
-  }
-  return true;
-}
-
-bool ParseValue(const std::string& arg, const std::string& value, Options* options) {
-  if (arg == "--device") {
-    options->device = value;
-  } else if (arg == "--shape") {
-    options->shape = FindShape(value);
-    return options->shape != nullptr;
-  } else if (arg == "--max-batch") {
-    options->max_batch = std::atoll(value.c_str());
-    return options->max_batch > 0;
-  } else if (arg == "--json-to") {
-    options->json_to = value;
-  } else if (arg == "--isa") {
-    options->isa = value;
-  } else if (arg == "--threads") {
-    options->num_threads = std::atoi(value.c_str());
-  } else if (arg == "--weights" && (value == "f32" || value == "bf16" || value == "int8")) {
-    options->weights = {value == "f32" ? DType::kF32 : value == "int8" ? DType::kI8 : DType::kBF16};
-  } else {
-    return false;
-  }
-  return true;
-}
-
-bool ParseOptions(int argc, char** argv, Options* options) {
-  for (int i = 1; i < argc; ++i) {
-    if (ParseSwitch(argv[i], options)) continue;
-    if (i + 1 < argc && ParseValue(argv[i], argv[i + 1], options)) {
-      ++i;
-      continue;
-    }
-    std::fprintf(
-        stderr,
-        "usage: kernel_bench [--device cpu|cuda:N] [--shape %s] [--max-batch N]"
-        " [--prefill] [--weights f32|bf16|int8] [--json] [--json-to FILE] [--quick] [--probe]"
-        " [--cpu-time] [--isa portable|avx2|avx512] [--threads N]\n",
-        ShapeNames().c_str());
-    return false;
-  }
-  return true;
-}
-
 void PrintHeader(const nlohmann::json& report) {
   std::printf("%s, %s; %d threads; read %.1f GB/s, f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s (%s)\n",
               report["shape"].get<std::string>().c_str(),
@@ -306,17 +245,15 @@ int Measure(Backend* backend, const Options& options, const MachinePeaks& peaks,
     shape.num_layers = 2;
     shape.vocab_size = std::min<int64_t>(shape.vocab_size, 1000);
   }
-  const bool on_cpu = backend->device() == "cpu";
-  const int64_t max_batch = options.max_batch > 0 ? options.max_batch : on_cpu ? 64 : 256;
   std::vector<StackBatch> batches;
   for (const int64_t sequences : {1, 2, 4, 8, 16, 32, 64, 128, 256}) {
-    if (!options.prefill_only && sequences <= max_batch) batches.push_back({sequences, 1});
+    if (!options.prefill_only && sequences <= options.max_batch) batches.push_back({sequences, 1});
   }
   constexpr int64_t kPrefillTokens = 512;
   batches.push_back({1, options.quick ? 40 : kPrefillTokens});
   int num_wrong = 0;
-  for (const DType weights : options.weights) {
-    MambaStack stack(backend, shape, weights, kPrefillTokens, max_batch, clock);
+  for (const DType weights : WeightsOf(options)) {
+    MambaStack stack(backend, shape, weights, kPrefillTokens, options.max_batch, clock);
     for (const StackBatch& batch : batches) {
       num_wrong += RunBatch(backend, &stack, batch, weights, peaks, options, rows);
     }
@@ -325,10 +262,13 @@ int Measure(Backend* backend, const Options& options, const MachinePeaks& peaks,
 }
 
 int Main(int argc, char** argv) {
+  CLI::App app("Every op of a forward pass: verified, then timed.");
   Options options;
-  if (!ParseOptions(argc, argv, &options)) return 2;
-  const ClockFn clock = options.cpu_time ? ThreadCpuSeconds : WallSeconds;
-  if (options.cpu_time) options.num_threads = 1;
+  options.Declare(&app, 1);
+  app.add_flag("--prefill", options.prefill_only, "Only the prefill");
+  app.add_flag("--probe", options.probe, "Only say whether the device is there");
+  if (!options.Parse(&app, argc, argv)) return 2;
+  const ClockFn clock = options.clock();
   std::string error;
   const std::unique_ptr<Backend> backend =
       Backend::Create(options.device, {options.num_threads, options.isa}, &error);
