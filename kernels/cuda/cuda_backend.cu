@@ -369,8 +369,8 @@ void CudaBackend::Linear(const LinearParams& params) {
 // Null data for weights that the fused kernels don't read.
 DecodeWeight FusedWeight(const PackedMatrix* weight) {
   const auto& packed = static_cast<const CudaPackedMatrix&>(*weight);
-  if (packed.dtype() != DType::kBF16) return {};
-  return {packed.data(), nullptr};
+  if (packed.dtype() == DType::kF32) return {};
+  return {packed.data(), packed.scales()};
 }
 
 bool CudaBackend::MambaDecode(const MambaDecodeParams& params) {

@@ -33,7 +33,7 @@ struct DecodeDevice {
 // A matrix, packed (linear.cuh).
 struct DecodeWeight {
   const void* data;
-  const float* scales;  // [rows] or null
+  const float* scales;  // [rows] of int8; null: bf16
 };
 
 struct DecodeWeights {
@@ -59,7 +59,8 @@ void LaunchDecodeIn(const DecodeInParams& in, const DecodeDevice& device, cudaSt
     LaunchDependent(device.overlaps_launches, kernel, StreamGrid(device, in.rows, shared_bytes),
                     dim3(kDecodeThreads), shared_bytes, stream, in);
   };
-  launch(DecodeInKernel<kTokenTiles, kWidth, PackedFragment>);
+  launch(in.scales ? DecodeInKernel<kTokenTiles, kWidth, PackedInt8Fragment>
+                   : DecodeInKernel<kTokenTiles, kWidth, PackedFragment>);
 }
 
 template <int kTokenTiles>
@@ -112,7 +113,8 @@ void DecodeLaunches<kTokenTiles>::LaunchProject(const DecodeProjectParams& proje
                     StreamGrid(device_, project.rows, project_shared_), dim3(kDecodeThreads),
                     project_shared_, stream, project);
   };
-  launch(DecodeProjectKernel<kTokenTiles, PackedFragment>);
+  launch(project.scales ? DecodeProjectKernel<kTokenTiles, PackedInt8Fragment>
+                        : DecodeProjectKernel<kTokenTiles, PackedFragment>);
 }
 
 template <int kTokenTiles>

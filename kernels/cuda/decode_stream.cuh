@@ -38,8 +38,6 @@ struct StagedRows {
   int num_rows;
 };
 
-__device__ __forceinline__ MmaA OperandOf(const PackedFragment& fragment) { return fragment.a; }
-
 template <typename Fragment>
 __device__ __forceinline__ void CopyFragmentAsync(Fragment* shared, const Fragment* source) {
   if constexpr (sizeof(Fragment) == 16) {
@@ -108,7 +106,7 @@ class WeightStream {
 #pragma unroll
       for (int s = 0; s < kGroupSteps; ++s) {
         if (step + s >= end_) continue;
-        const MmaA weight = OperandOf(group[s * kWarpSize]);
+        const MmaA weight = WidenFragment(group[s * kWarpSize]);
 #pragma unroll
         for (int tile = 0; tile < kTokenTiles; ++tile) {
           const int row = tile * kTokenTile + lane_ / 4;

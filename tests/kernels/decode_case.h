@@ -10,6 +10,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
+#include "kernels/quantize.h"
 #include "tests/kernels/guarded_array.h"
 
 namespace vivarium::kernels {
@@ -19,15 +20,25 @@ struct DecodeShape {
   int32_t d_state, d_conv;
   bool has_bias = true;  // of in_proj, convolution and out_proj
   bool has_norms = false;
-  DType weights = DType::kBF16;
+  DType weights = DType::kBF16;  // kI8: in_proj's and out_proj's alone
 
   std::string Name() const {
     return "d_model " + std::to_string(d_model) + ", d_inner " + std::to_string(d_inner) +
            ", dt_rank " + std::to_string(dt_rank) + ", d_state " + std::to_string(d_state) +
            ", d_conv " + std::to_string(d_conv) + (has_bias ? ", bias" : "") +
-           (has_norms ? ", norms" : "");
+           (has_norms ? ", norms" : "") + ", weights " + std::string(DTypeName(weights));
   }
 };
+
+inline std::unique_ptr<PackedMatrix> PackAs(DType dtype, const std::vector<float>& w, int64_t rows,
+                                            Backend* backend) {
+  const auto cols = static_cast<int64_t>(w.size()) / rows;
+  if (dtype != DType::kI8) return backend->Pack(w.data(), DType::kF32, rows, cols, dtype);
+  std::vector<int8_t> q(w.size());
+  std::vector<float> scales(static_cast<size_t>(rows));
+  QuantizeRows(w.data(), DType::kF32, rows, cols, q.data(), scales.data());
+  return backend->PackInt8(q.data(), scales.data(), rows, cols);
+}
 
 inline int64_t RoundUp16(int64_t count) { return (count + 15) / 16 * 16; }
 
@@ -75,14 +86,11 @@ class DecodeCase {
       segments.push_back({i, 1, read, write});
       if (read >= 0) FillSlot(read);
     }
-    const auto pack = [&](const std::vector<float>& w, int64_t rows) {
-      return backend->Pack(w.data(), DType::kF32, rows, static_cast<int64_t>(w.size()) / rows,
-                           shape.weights);
-    };
-    packed_in = pack(in_proj, 2 * shape.d_inner);
-    packed_x = pack(x_proj, shape.dt_rank + 2 * shape.d_state);
-    packed_dt = pack(dt_proj, shape.d_inner);
-    packed_out = pack(out_proj, shape.d_model);
+    const DType small = shape.weights == DType::kI8 ? DType::kBF16 : shape.weights;
+    packed_in = PackAs(shape.weights, in_proj, 2 * shape.d_inner, backend);
+    packed_x = PackAs(small, x_proj, shape.dt_rank + 2 * shape.d_state, backend);
+    packed_dt = PackAs(small, dt_proj, shape.d_inner, backend);
+    packed_out = PackAs(shape.weights, out_proj, shape.d_model, backend);
   }
 
   float* conv_states() { return states.data(); }

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -55,6 +56,8 @@ TEST_P(MambaDecodeTest, HasTheOpsBits) {
            DecodeShape{130, 100, 7, 32, 2, true, false},
            DecodeShape{96, 200, 33, 8, 4, false, false},
            DecodeShape{258, 71, 130, 17, 3, true, true},
+           DecodeShape{64, 128, 4, 16, 4, true, false, DType::kI8},
+           DecodeShape{258, 71, 130, 17, 3, true, true, DType::kI8},
        }) {
     for (const int64_t num_rows : {1, 2, 5, 8, 9, 16}) {
       ExpectTheOpsBits(shape, num_rows, backend.get());
@@ -73,6 +76,7 @@ TEST_P(MambaDecodeTest, EveryNumberOfRows) {
 TEST_P(MambaDecodeTest, RingsGoRound) {
   const std::unique_ptr<Backend> backend = MakeBackend();
   ExpectTheOpsBits({2600, 160, 10, 16, 4}, 3, backend.get());
+  ExpectTheOpsBits({2600, 100, 10, 16, 4, true, false, DType::kI8}, 2, backend.get());
   ExpectTheOpsBits({200, 2500, 10, 16, 4, true, true}, 10, backend.get());
 }
 
@@ -139,7 +143,11 @@ TEST_P(MambaDecodeTest, RefusesWhatIsNotFused) {
 
 TEST_P(MambaDecodeTest, NormLinearHasTheOpsBits) {
   const std::unique_ptr<Backend> backend = MakeBackend();
-  for (const int64_t rows : {1, 15, 16, 33, 200}) {
+  for (const auto& [rows, dtype] : {std::pair{1, DType::kBF16},
+                                    {15, DType::kBF16},
+                                    {16, DType::kI8},
+                                    {33, DType::kI8},
+                                    {200, DType::kBF16}}) {
     for (const int64_t num_rows : {1, 7, 8, 9, 16}) {
       const int64_t cols = 2 * rows + 6;
       RandomValues random(31);
@@ -148,7 +156,7 @@ TEST_P(MambaDecodeTest, NormLinearHasTheOpsBits) {
       GuardedArray x(num_rows * cols), norm_weight(cols), normed(num_rows * cols);
       random.Fill(x.data(), x.size());
       random.Fill(norm_weight.data(), cols);
-      const auto packed = backend->Pack(w.data(), DType::kF32, rows, cols, DType::kBF16);
+      const auto packed = PackAs(dtype, w, rows, backend.get());
       const int64_t stride = rows + 3;
       GuardedArray fused(num_rows * stride), ops(num_rows * stride);
       ASSERT_TRUE(backend->NormLinear(
