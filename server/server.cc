@@ -261,7 +261,7 @@ absl::Status RunningServer::OpenStore() {
 }
 
 absl::Status RunningServer::StartEngine() {
-  const engine::EngineOptions options = MakeEngineOptions(parts_.options);
+  engine::EngineOptions options = MakeEngineOptions(parts_.options);
   auto plan = engine::PlanSlots(*model_, options);
   if (!plan.ok()) {
     return absl::Status(plan.status().code(),
@@ -269,6 +269,7 @@ absl::Status RunningServer::StartEngine() {
   }
   log_->info("event=slots_planned max_slots={} auto={} memory=\"{}\"", plan->max_slots,
              options.max_slots == engine::kAutoSlots, plan->arithmetic);
+  options.max_slots = plan->max_slots;  // as logged, though free memory may have changed
   auto engine =
       engine::Engine::Create(model_.get(), tokenizer_.get(), parts_.model.identity, options, this);
   if (!engine.ok()) return engine.status();

@@ -84,12 +84,8 @@ void UnpackBF16(const StateLayout& layout, uint64_t begin_bytes, std::string_vie
                  from += num_bytes;
                  return;
                }
-               for (uint64_t i = 0; i < num_bytes / 4; ++i) {
-                 uint16_t bits;
-                 std::memcpy(&bits, from + 2 * i, sizeof(bits));
-                 const float value = kernels::BF16ToF32(bits);
-                 std::memcpy(to + 4 * i, &value, sizeof(value));
-               }
+               kernels::ConvertToF32(from, kernels::DType::kBF16, num_bytes / 4,
+                                     reinterpret_cast<float*>(to));
                from += num_bytes / 2;
              });
 }

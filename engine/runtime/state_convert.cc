@@ -32,15 +32,6 @@ absl::Status Narrow(const StatePart& part, const std::byte* from, size_t num_ele
   return absl::OkStatus();
 }
 
-void Widen(const std::byte* from, size_t num_elements, std::byte* to) {
-  for (size_t i = 0; i < num_elements; ++i) {
-    uint16_t bits;
-    std::memcpy(&bits, from + i * sizeof(bits), sizeof(bits));
-    const float value = kernels::BF16ToF32(bits);
-    std::memcpy(to + i * sizeof(value), &value, sizeof(value));
-  }
-}
-
 }  // namespace
 
 std::string_view StateDTypeName(const StateLayout& layout) {
@@ -67,7 +58,7 @@ absl::StatusOr<StateBuffer> ConvertState(const StateLayout& from, const StateBuf
     if (source.dtype == target.dtype) {
       std::memcpy(write, read, target.size_bytes);
     } else if (target.dtype == DType::kF32) {
-      Widen(read, num_elements, write);
+      kernels::ConvertToF32(read, source.dtype, num_elements, reinterpret_cast<float*>(write));
     } else if (absl::Status status = Narrow(target, read, num_elements, write); !status.ok()) {
       return status;
     }
