@@ -31,7 +31,12 @@ command -v patchelf >/dev/null || { echo "make_bundle.sh: needs patchelf (deploy
 programs=(vivarium kernels_test device_test golden_test model_invariants_test model_reference_test
           real_model_test server_test exact_resume_test device_change_test kill_test kill_writer
           kernel_bench engine_bench)
-[ $build_first = 0 ] || ninja -C "$build" --quiet "${programs[@]}"
+if [ $build_first = 1 ]; then
+  # The folder may have been made without tests (quickstart.sh).
+  cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DVIVARIUM_BUILD_TESTS=ON \
+    -DVIVARIUM_CUDA="${VIVARIUM_CUDA:-AUTO}" > /dev/null
+  ninja -C "$build" --quiet "${programs[@]}"
+fi
 
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
