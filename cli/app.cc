@@ -75,6 +75,7 @@ std::vector<Leaf> DeclareCommands(CLI::App* root) {
   declare_group("Talking to a server",
                 {"sessions", "Sessions, the names that point at states", &MakeSessionsCommands});
   declare(root, "Talking to a server", MakeBenchCommands());
+  declare(root, "Talking to a server", MakeHealthCommands());
   declare_group("Without a server", {"store",
                                      "A store's directory, while no server has it open: verify, "
                                      "shrink, back up, restore",

@@ -21,6 +21,7 @@ using Commands = std::vector<std::unique_ptr<Command>>;
 
 // One maker per file of the same name.
 Commands MakeServeCommands();     // serve
+Commands MakeHealthCommands();    // health
 Commands MakeGenerateCommands();  // generate
 Commands MakeChatCommands();      // chat
 Commands MakeScoreCommands();     // score
