@@ -40,7 +40,13 @@ struct SavePolicy {
   bool at_prompt_end = false;  // before the prompt's last token is consumed: it is pending
   // At absolute positions that are multiples of it, where StreamSink::AcceptsSnapshot; 0 = off.
   uint32_t every_tokens = 0;
+  // Besides, at these positions in the prompt, where StreamSink::AcceptsPromptState: states beside
+  // the stream's chain, for other streams to go on from. Ascending, each after the source's
+  // position and not after that of the prompt's last token; at most kMaxPromptPositions. Where a
+  // snapshot of the chain is due as well, that one alone.
+  std::vector<uint64_t> prompt_positions = {};
 };
+inline constexpr size_t kMaxPromptPositions = 16;
 
 struct StopCriteria {
   bool ignore_eos = false;
@@ -108,7 +114,7 @@ bool IsDeviceFault(const absl::Status& status);
 
 // Where a stream's events go. Called by the engine's thread, never concurrently; must not block and
 // must not call the Engine, except Cancel. Order: OnStarted at most once, then OnTokens and
-// OnSnapshot, then OnFinished exactly once. Destroyed after OnFinished, on the engine's thread.
+// OnSnapshots, then OnFinished exactly once. Destroyed after OnFinished, on the engine's thread.
 class StreamSink {
  public:
   virtual ~StreamSink() = default;
@@ -118,10 +124,16 @@ class StreamSink {
   // order. True: it comes, unless the stream ends with an error. False: it is skipped, and not even
   // copied: where storing lags. The states at the prompt's end and at the end are never skipped.
   virtual bool AcceptsSnapshot(uint64_t /*position*/) { return true; }
+  // Asked once for each of SavePolicy::prompt_positions, likewise. False: it is not taken; nothing
+  // counts it as skipped.
+  virtual bool AcceptsPromptState(uint64_t /*position*/) { return false; }
   // at_prompt_end and every_tokens snapshots, when their bytes have arrived on the host: tokens of
   // later positions may have come before. `transcript` covers the tokens since the stream's
   // previous snapshot (else since the source).
   virtual void OnSnapshot(std::unique_ptr<StateSnapshot> snapshot) = 0;
+  // A state at one of prompt_positions. Its transcript is empty, and the stream's next snapshot has
+  // these tokens all the same.
+  virtual void OnPromptState(std::unique_ptr<StateSnapshot> /*state*/) {}
   virtual void OnFinished(FinishInfo info) = 0;
 };
 

@@ -176,7 +176,8 @@ void EngineLoop::Start(Sequence& sequence) {
       {.queue_time = absl::FromChrono(sequence.start_time - sequence.submit_time),
        .restored_tokens = sequence.source_position(),
        .prefill_tokens = sequence.prefill_tokens()});
-  if (!sequence.SnapshotDue()) return;
+  // Only the prompt's end can be due at a source's own position.
+  if (sequence.DueAt(sequence.position()) == DueState::kNone) return;
   auto state =
       std::make_unique<StateSnapshot>(sequence.Describe(identity_, model_->state_layout()));
   state->slot = StateBuffer(pool_->slot_bytes());
@@ -212,7 +213,8 @@ void EngineLoop::AddSegments(Sequence& sequence, PlannedRun* run) {
                          .read_slot = read_slot,
                          .write_slot = write_slot});
     if (next == end) break;
-    snapshots_.push_back({.id = run->id, .position = next, .slot = write_slot});
+    snapshots_.push_back(
+        {.id = run->id, .position = next, .slot = write_slot, .due = sequence.DueAt(next)});
     read_slot = kernels::kPreviousSegment;
     position = next;
   }
@@ -293,7 +295,8 @@ int64_t EngineLoop::Accept(Sequence& sequence, int32_t num_tokens, int64_t row) 
     FinishSequence(sequence, {.reason = FinishReason::kError}, std::move(status));
     return num_logit_rows;
   }
-  if (sequence.SnapshotDue()) EmitSnapshot(sequence);
+  const DueState due = sequence.DueAt(sequence.position());
+  if (due != DueState::kNone) EmitSnapshot(sequence, due);
   if (!ending && sequence.is_complete()) ending = Ending{.reason = FinishReason::kLength};
   if (ending) {
     FinishSequence(sequence, *std::move(ending));
@@ -336,28 +339,35 @@ void EngineLoop::TakeSnapshots(Sequence& sequence, bool emits) {
       continue;
     }
     sequence.Consume(snapshot.position - sequence.position());
-    const auto state = DescribeSnapshot(sequence);
-    transfers_.SaveAndRelease(snapshot.slot, state->slot.data(), Emit(sequence, state));
+    const auto state = DescribeSnapshot(sequence, snapshot.due);
+    transfers_.SaveAndRelease(snapshot.slot, state->slot.data(),
+                              Emit(sequence, snapshot.due, state));
   }
 }
 
-std::shared_ptr<StateSnapshot> EngineLoop::DescribeSnapshot(Sequence& sequence) {
+std::shared_ptr<StateSnapshot> EngineLoop::DescribeSnapshot(Sequence& sequence, DueState due) {
   // Shared with a callback, which must be copyable; handed on from there.
-  auto state =
-      std::make_shared<StateSnapshot>(sequence.Describe(identity_, model_->state_layout()));
+  auto state = std::make_shared<StateSnapshot>(
+      sequence.Describe(identity_, model_->state_layout(), due == DueState::kSnapshot));
   state->slot = StateBuffer::ForOverwrite(pool_->slot_bytes());
   return state;
 }
 
-StateTransfers::Done EngineLoop::Emit(Sequence& sequence, std::shared_ptr<StateSnapshot> state) {
-  return Counted(sequence, [&sequence, state = std::move(state)] {
-    sequence.sink().OnSnapshot(std::make_unique<StateSnapshot>(std::move(*state)));
+StateTransfers::Done EngineLoop::Emit(Sequence& sequence, DueState due,
+                                      std::shared_ptr<StateSnapshot> state) {
+  return Counted(sequence, [&sequence, due, state = std::move(state)] {
+    auto snapshot = std::make_unique<StateSnapshot>(std::move(*state));
+    if (due == DueState::kPrompt) {
+      sequence.sink().OnPromptState(std::move(snapshot));
+    } else {
+      sequence.sink().OnSnapshot(std::move(snapshot));
+    }
   });
 }
 
-void EngineLoop::EmitSnapshot(Sequence& sequence) {
-  const auto state = DescribeSnapshot(sequence);
-  transfers_.Save(sequence.slot, state->slot.data(), Emit(sequence, state));
+void EngineLoop::EmitSnapshot(Sequence& sequence, DueState due) {
+  const auto state = DescribeSnapshot(sequence, due);
+  transfers_.Save(sequence.slot, state->slot.data(), Emit(sequence, due, state));
 }
 
 std::unique_ptr<StateSnapshot> EngineLoop::TakeFinalState(Sequence& sequence) {

@@ -79,11 +79,11 @@ class EngineLoop {
   absl::Status AcceptScores(Sequence& sequence, int32_t num_tokens, int64_t row);
   absl::StatusOr<std::optional<Ending>> AcceptSample(Sequence& sequence, int64_t row);
   int32_t NumLogitRows(const Sequence& sequence, int32_t num_tokens) const;
-  void EmitSnapshot(Sequence& sequence);
+  void EmitSnapshot(Sequence& sequence, DueState due);
   // The state at the sequence's position, but for its bytes, which have room; and what hands it out
   // when they are there.
-  std::shared_ptr<StateSnapshot> DescribeSnapshot(Sequence& sequence);
-  StateTransfers::Done Emit(Sequence& sequence, std::shared_ptr<StateSnapshot> state);
+  std::shared_ptr<StateSnapshot> DescribeSnapshot(Sequence& sequence, DueState due);
+  StateTransfers::Done Emit(Sequence& sequence, DueState due, std::shared_ptr<StateSnapshot> state);
   // Goes on to the snapshots inside the sequence's run, hands them out (unless !emits), and frees
   // their slots.
   void TakeSnapshots(Sequence& sequence, bool emits);
@@ -114,6 +114,7 @@ class EngineLoop {
     StreamId id;
     uint64_t position;
     int32_t slot;
+    DueState due;
   };
   std::vector<SnapshotSlot> snapshots_;  // inside runs, in their order
   size_t num_snapshots_taken_ = 0;

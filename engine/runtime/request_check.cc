@@ -85,6 +85,24 @@ absl::Status CheckStop(const StopCriteria& stop, const RequestLimits& limits) {
   return CheckIds(stop.stop_token_ids, "stop.stop_token_ids", limits.num_ids);
 }
 
+absl::Status CheckPromptPositions(const EngineRequest& request) {
+  const std::vector<uint64_t>& positions = request.save.prompt_positions;
+  if (positions.size() > kMaxPromptPositions) {
+    return Invalid("save.prompt_positions has ", positions.size(), " positions, at most ",
+                   kMaxPromptPositions);
+  }
+  const uint64_t begin = request.source != nullptr ? request.source->position : 0;
+  const uint64_t last = begin + request.prompt.size() - (request.source != nullptr ? 0 : 1);
+  for (size_t i = 0; i < positions.size(); ++i) {
+    const uint64_t after = i > 0 ? positions[i - 1] : begin;
+    if (positions[i] <= after || positions[i] > last) {
+      return Invalid("save.prompt_positions[", i, "] is ", positions[i], ", must be in (", after,
+                     ", ", last, "]");
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckNumbers(const EngineRequest& request, const RequestLimits& limits) {
   const EngineOptions& options = limits.options;
   if (request.source == nullptr && request.prompt.empty()) {
@@ -124,6 +142,7 @@ absl::Status CheckRequest(const EngineRequest& request, const RequestLimits& lim
   if (request.source != nullptr) {
     if (absl::Status status = CheckSource(*request.source, limits); !status.ok()) return status;
   }
+  if (absl::Status status = CheckPromptPositions(request); !status.ok()) return status;
   return CheckIds(request.prompt, "prompt", limits.num_ids);
 }
 

@@ -86,19 +86,23 @@ std::optional<Ending> Sequence::Accept(int32_t token_id, TokenEvent* event) {
   return std::nullopt;
 }
 
-bool Sequence::AcceptsSnapshot(uint64_t position) {
-  if (std::exchange(asked_position_, position) != position) {
-    was_accepted_ = sink_->AcceptsSnapshot(position);
-    skipped_snapshots_ += was_accepted_ ? 0 : 1;
+DueState Sequence::Ask(uint64_t position) {
+  const uint64_t every = request_.save.every_tokens;
+  if (every > 0 && position % every == 0) {
+    if (sink_->AcceptsSnapshot(position)) return DueState::kSnapshot;
+    ++skipped_snapshots_;
+    return DueState::kNone;
   }
-  return was_accepted_;
+  const std::vector<uint64_t>& positions = request_.save.prompt_positions;
+  const bool is_wanted = std::binary_search(positions.begin(), positions.end(), position);
+  return is_wanted && sink_->AcceptsPromptState(position) ? DueState::kPrompt : DueState::kNone;
 }
 
-bool Sequence::SnapshotDue() {
-  if (IsPromptEnd(position_)) return true;
-  const uint64_t every = request_.save.every_tokens;
-  const bool is_due = every > 0 && position_ > source_position_ && position_ % every == 0;
-  return is_due && AcceptsSnapshot(position_);
+DueState Sequence::DueAt(uint64_t position) {
+  if (IsPromptEnd(position)) return DueState::kSnapshot;
+  if (position == source_position_) return DueState::kNone;
+  if (std::exchange(asked_position_, position) != position) answer_ = Ask(position);
+  return answer_;
 }
 
 uint64_t Sequence::NextSnapshot(uint64_t position, uint64_t end) {
@@ -107,12 +111,16 @@ uint64_t Sequence::NextSnapshot(uint64_t position, uint64_t end) {
     uint64_t next = end;
     if (request_.save.at_prompt_end && position < prompt_last_) next = std::min(next, prompt_last_);
     if (every > 0) next = std::min(next, position + (every - position % every));
-    if (next == end || IsPromptEnd(next) || AcceptsSnapshot(next)) return next;
+    const std::vector<uint64_t>& positions = request_.save.prompt_positions;
+    const auto wanted = std::upper_bound(positions.begin(), positions.end(), position);
+    if (wanted != positions.end()) next = std::min(next, *wanted);
+    if (next == end || DueAt(next) != DueState::kNone) return next;
     position = next;
   }
 }
 
-StateSnapshot Sequence::Describe(const ModelIdentity& identity, const StateLayout& layout) {
+StateSnapshot Sequence::Describe(const ModelIdentity& identity, const StateLayout& layout,
+                                 bool is_of_chain) {
   StateSnapshot state;
   state.identity = identity;
   state.layout = layout;
@@ -125,7 +133,7 @@ StateSnapshot Sequence::Describe(const ModelIdentity& identity, const StateLayou
     TextStream copy = *text_;  // the stream may go on: its tail stays with it
     state.text_tail = copy.TakeTail();
   }
-  for (; transcript_begin_ <= position_; ++transcript_begin_) {
+  for (; is_of_chain && transcript_begin_ <= position_; ++transcript_begin_) {
     state.transcript.push_back(TokenAt(transcript_begin_));
   }
   return state;

@@ -24,6 +24,13 @@ struct Ending {
   std::optional<int32_t> stop_token_id = {};
 };
 
+// What is to be handed out at a position.
+enum class DueState : uint8_t {
+  kNone,
+  kSnapshot,  // the next of the stream's chain
+  kPrompt,    // one of SavePolicy::prompt_positions: beside the chain
+};
+
 // A thread of tokens and how far it is consumed. Tokens have absolute indices: the thread's first
 // is 0. `position` tokens are consumed, and between steps the token at index `position` always
 // exists: it is the pending one. So at any time between steps the stream has a state.
@@ -76,16 +83,17 @@ class Sequence {
   // Held-back text that no stop string took.
   std::string FlushText() { return text_ ? text_->Flush() : std::string(); }
 
-  // Whether a snapshot is to be taken at this position; ask once at the start and once after each
-  // run. Asks the sink where it may say no.
-  bool SnapshotDue();
+  // Which state is to be taken at `position`: for increasing ones, each as often as need be. Asks
+  // the sink, once, where it may say no.
+  DueState DueAt(uint64_t position);
   // The first position after `position`, and before `end`, at which one is to be taken; `end` when
   // none is. For increasing positions.
   uint64_t NextSnapshot(uint64_t position, uint64_t end);
   uint64_t skipped_snapshots() const { return skipped_snapshots_; }
-  // The state here and now but for its slot's bytes. Its transcript begins where the one before it
-  // ended.
-  StateSnapshot Describe(const ModelIdentity& identity, const StateLayout& layout);
+  // The state here and now but for its slot's bytes. The transcript of one of the chain begins
+  // where the one before it ended; one beside it has none.
+  StateSnapshot Describe(const ModelIdentity& identity, const StateLayout& layout,
+                         bool is_of_chain = true);
 
   // Kept by the engine loop.
   int32_t slot = -1;  // -1 = none
@@ -104,8 +112,8 @@ class Sequence {
   bool IsPromptEnd(uint64_t position) const {
     return request_.save.at_prompt_end && position == prompt_last_;
   }
-  // Whether the sink takes the every-N snapshot due at `position`; asks it once.
-  bool AcceptsSnapshot(uint64_t position);
+  // What is due at `position` besides the prompt's end, if the sink takes it.
+  DueState Ask(uint64_t position);
 
   StreamId id_;
   EngineRequest request_;
@@ -123,7 +131,7 @@ class Sequence {
   uint64_t output_tokens_ = 0;
   uint64_t skipped_snapshots_ = 0;
   uint64_t asked_position_ = UINT64_MAX;  // the last one that the sink was asked about
-  bool was_accepted_ = false;             // its answer
+  DueState answer_ = DueState::kNone;     // what came of it
   uint64_t transcript_begin_ = 0;  // index of the first token that no snapshot's transcript has
 };
 

@@ -46,6 +46,16 @@ void RecordingSink::OnSnapshot(std::unique_ptr<StateSnapshot> snapshot) {
   record_->snapshots.push_back(std::move(snapshot));
 }
 
+bool RecordingSink::AcceptsPromptState(uint64_t position) {
+  record_->asked_prompt_positions.push_back(position);
+  return !record_->accepts_prompt || record_->accepts_prompt(position);
+}
+
+void RecordingSink::OnPromptState(std::unique_ptr<StateSnapshot> state) {
+  record_->in_order &= record_->started && !record_->finished;
+  record_->prompt_states.push_back(std::move(state));
+}
+
 void RecordingSink::OnFinished(FinishInfo info) {
   ++record_->num_finished;
   record_->finished = std::move(info);

@@ -22,8 +22,11 @@ struct Recorded {
   std::optional<StartedInfo> started;
   std::vector<TokenEvent> tokens;
   std::vector<std::unique_ptr<StateSnapshot>> snapshots;
-  std::vector<uint64_t> asked_positions;       // AcceptsSnapshot's
-  std::function<bool(uint64_t)> accepts = {};  // its answer; none = true
+  std::vector<std::unique_ptr<StateSnapshot>> prompt_states;
+  std::vector<uint64_t> asked_positions;              // AcceptsSnapshot's
+  std::function<bool(uint64_t)> accepts = {};         // its answer; none = true
+  std::vector<uint64_t> asked_prompt_positions;       // AcceptsPromptState's
+  std::function<bool(uint64_t)> accepts_prompt = {};  // its answer; none = true
   std::optional<FinishInfo> finished;
   int num_finished = 0;
   bool in_order = true;  // started, then tokens and snapshots, then finished
@@ -41,7 +44,9 @@ class RecordingSink : public StreamSink {
   void OnStarted(const StartedInfo& info) override;
   void OnToken(TokenEvent event) override;
   bool AcceptsSnapshot(uint64_t position) override;
+  bool AcceptsPromptState(uint64_t position) override;
   void OnSnapshot(std::unique_ptr<StateSnapshot> snapshot) override;
+  void OnPromptState(std::unique_ptr<StateSnapshot> state) override;
   void OnFinished(FinishInfo info) override;
 
  private:
