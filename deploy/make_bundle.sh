@@ -11,6 +11,7 @@
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 export LC_ALL=C
+. deploy/relocate.sh
 
 build=build output="" build_first=1
 max_bytes=60000000
@@ -41,40 +42,20 @@ fi
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
 root=$stage/vivarium-bundle
-mkdir -p "$root"/{bin,lib,models,cli,tests}
+mkdir -p "$root"/{bin,models,cli,tests}
 for program in "${programs[@]}"; do
   strip -o "$root/bin/$program" "$build/bin/$program"
   chmod 755 "$root/bin/$program"
 done
 
-# The C library and its parts belong to the machine; everything else comes along.
-of_the_machine='^(ld-linux-x86-64|libc|libm|libdl|librt|libpthread|libresolv|libanl|libutil)\.so'
-ldd "${programs[@]/#/$root/bin/}" | sed -n 's/^[[:space:]]*\(lib[^ ]*\) => \(\/[^ ]*\) .*/\1 \2/p' |
-  sort -u | while read -r name path; do
-    [[ $name =~ $of_the_machine ]] && continue
-    cp -L "$path" "$root/lib/$name"
-    chmod 644 "$root/lib/$name"
-    strip --strip-unneeded "$root/lib/$name"
-    patchelf --set-rpath '$ORIGIN' "$root/lib/$name"
-  done
-for program in "${programs[@]}"; do
-  patchelf --set-rpath '$ORIGIN/../lib' "$root/bin/$program"
-done
-# A library that is found here by luck must be in the bundle.
-missing=$(env -i LD_LIBRARY_PATH= ldd "$root"/bin/* | grep -vF "$root" |
-          sed -n 's/^[[:space:]]*\(lib[^ ]*\) => .*/\1/p' | sort -u | grep -Ev "$of_the_machine" || true)
-[ -z "$missing" ] || { echo "make_bundle.sh: not in the bundle:" $missing >&2; exit 1; }
+relocate "$root" >/dev/null
 
 cp -R models/vivarium-stories models/LICENSE "$root/models/"
 mkdir -p "$root/tests/data"
 cp -R tests/data/goldens tests/data/statestore "$root/tests/data/"
 cp tests/device_check.sh "$root/tests/"
 cp cli/vivarium.1 "$root/cli/"
-{
-  echo "commit: $(git rev-parse HEAD 2>/dev/null || echo unknown)$(git diff --quiet HEAD 2>/dev/null || echo ' (changed)')"
-  echo "cuda: $(sed -n 's/^CMAKE_CUDA_ARCHITECTURES:.*=//p' "$build/CMakeCache.txt")"
-  echo "glibc: 2.36 or later"
-} >"$root/BUNDLE"
+describe_build "$build" >"$root/BUNDLE"
 
 mkdir -p "$(dirname "$output")"
 case "$output" in
