@@ -303,6 +303,9 @@ void ToProto(const statestore::StateManifest& manifest, v1::State* state) {
   state->set_codec(std::string(statestore::StateCodecName(manifest.codec)));
   state->set_max_absolute_error(manifest.loss.max_absolute_error);
   state->set_max_relative_error(manifest.loss.max_relative_error);
+  state->set_inherited_absolute_error(manifest.inherited_loss.max_absolute_error);
+  state->set_inherited_relative_error(manifest.inherited_loss.max_relative_error);
+  state->set_snapshot(manifest.is_snapshot);
 }
 
 void ToProto(const statestore::Session& session, const statestore::StateManifest& head,

@@ -99,7 +99,7 @@ absl::Status GenerateCall::PlanOrReplay() {
   }
   absl::StatusOr<GeneratePlan> plan = PlanGenerate(*parts_, params_);
   if (!plan.ok()) return plan.status();
-  started_.set_source_state_id(plan->source_state_id);
+  started_.set_source_state_id(plan->source.state_id);
   started_.set_reuse_explanation(plan->reuse_explanation);
   started_.set_numerics_changed(plan->numerics_changed);
   started_.set_session_created(plan->session_created);
@@ -108,7 +108,7 @@ absl::Status GenerateCall::PlanOrReplay() {
   prompt_end_position_ = plan->request.source ? plan->request.source->position + num_new
                                               : (num_new == 0 ? 0 : num_new - 1);
   parts_->metrics->CountReuse(plan->reuse);
-  origin.source_state_id = plan->source_state_id;
+  origin.source = std::move(plan->source);
   origin.session = std::move(plan->session);
   saver_ = std::make_unique<StreamSaver>(parts_, &params_, std::move(origin));
   return Submit(*std::move(plan));

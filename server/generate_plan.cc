@@ -8,6 +8,7 @@
 #include "server/sampling.h"
 #include "server/validate.h"
 #include "statestore/slot_packing.h"
+#include "statestore/store_rules.h"
 
 namespace vivarium::server {
 namespace {
@@ -24,7 +25,7 @@ absl::Status FindSource(const Parts& parts, const GenerateParams& params, Genera
     plan->session_created = !plan->session->current && params.save.head != SavePlan::Head::kStands;
   }
   if (!params.state_id.empty()) {
-    plan->source_state_id = params.state_id;
+    plan->source.state_id = params.state_id;
   } else if (params.fresh) {
     plan->reuse = kReuseFresh;
     plan->reuse_explanation = "nothing reused: a fresh start was asked for";
@@ -32,31 +33,34 @@ absl::Status FindSource(const Parts& parts, const GenerateParams& params, Genera
     plan->reuse = kReuseNoSource;
     plan->reuse_explanation = "nothing reused: neither a state nor a session was named";
   } else if (plan->session->current) {
-    plan->source_state_id = plan->session->current->head;
+    plan->source.state_id = plan->session->current->head;
   } else {
     plan->reuse = kReuseNewSession;
     plan->reuse_explanation =
         absl::StrCat("nothing reused: session ", params.session, " did not exist");
   }
-  if (plan->source_state_id.empty()) return absl::OkStatus();
-  statestore::StorageLoss loss;
-  auto source = LoadSource(parts, plan->source_state_id, &loss);
+  if (plan->source.state_id.empty()) return absl::OkStatus();
+  const std::string state_id = plan->source.state_id;
+  auto source = LoadSource(parts, state_id, &plan->source);
   if (!source.ok()) return source.status();
   plan->request.source = *std::move(source);
   plan->reuse = kReuseRestored;
   plan->reuse_explanation =
       absl::StrCat("restored ",
                    params.state_id.empty() ? absl::StrCat("the head of session ", params.session)
-                                           : absl::StrCat("state ", plan->source_state_id),
+                                           : absl::StrCat("state ", state_id),
                    ": ", plan->request.source->position, " tokens are not computed again");
   if (const auto& layout = plan->request.source->layout; layout != parts.model.layout) {
     absl::StrAppend(&plan->reuse_explanation, "; its ", std::string(engine::StateDTypeName(layout)),
                     " state goes on as ", std::string(engine::StateDTypeName(parts.model.layout)));
   }
+  const statestore::StorageLoss& loss = plan->source.loss;
   plan->numerics_changed = loss.is_lossy() || plan->request.source->identity.numerics_id !=
                                                   parts.model.identity.numerics_id;
   if (loss.is_lossy()) {
-    absl::StrAppend(&plan->reuse_explanation, "; its SSM parts were stored as bf16, off by up to ",
+    absl::StrAppend(&plan->reuse_explanation,
+                    "; its SSM parts, or those of states that it was computed from, were stored as "
+                    "bf16, off by up to ",
                     loss.max_absolute_error, " (relatively ", loss.max_relative_error, ")");
   }
   return absl::OkStatus();
@@ -86,7 +90,7 @@ absl::Status CheckIdentity(const engine::ModelIdentity& served, const engine::Mo
 
 absl::StatusOr<std::unique_ptr<engine::StateSnapshot>> LoadSource(const Parts& parts,
                                                                   const std::string& state_id,
-                                                                  statestore::StorageLoss* loss) {
+                                                                  SourceLineage* lineage) {
   absl::StatusOr<statestore::SavedState> saved = parts.store->Load(DefaultTenant(), state_id);
   if (absl::IsNotFound(saved.status())) {
     return WithReason(saved.status(), "STATE_NOT_FOUND", {{"state_id", state_id}});
@@ -95,7 +99,15 @@ absl::StatusOr<std::unique_ptr<engine::StateSnapshot>> LoadSource(const Parts& p
   statestore::StateManifest& manifest = saved->manifest;
   absl::Status status = CheckIdentity(parts.model.identity, manifest.identity, state_id);
   if (!status.ok()) return status;
-  if (loss != nullptr) *loss = manifest.loss;
+  if (lineage != nullptr) {
+    *lineage = {state_id,
+                manifest.session,
+                statestore::WithLoss(manifest.loss, manifest.inherited_loss),
+                manifest.is_snapshot,
+                manifest.position,
+                std::move(manifest.snapshots),
+                manifest.prefix_hash};
+  }
   auto source = std::make_unique<engine::StateSnapshot>();
   source->identity = std::move(manifest.identity);
   source->layout = std::move(manifest.layout);

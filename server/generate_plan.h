@@ -21,12 +21,23 @@ inline constexpr std::string_view kReuseNoSource = "no_source";
 inline constexpr std::string_view kReuseNewSession = "new_session";
 inline constexpr std::string_view kReuseFresh = "fresh";
 
+// What a source state hands on to the states computed from it, beside its numbers.
+struct SourceLineage {
+  std::string state_id;          // "" = from nothing
+  std::string session;           // that it was made in
+  statestore::StorageLoss loss;  // its own and what it inherited
+  bool is_snapshot = false;
+  uint64_t position = 0;
+  std::vector<statestore::SnapshotRef> snapshots;
+  std::optional<uint64_t> prefix_hash;
+};
+
 struct GeneratePlan {
   engine::EngineRequest request;
   std::optional<LeasedSession> session;  // leased where its head will move
-  std::string source_state_id;           // "" = from nothing
-  std::string_view reuse;                // kReuse...
-  std::string reuse_explanation;         // the same, for people
+  SourceLineage source;
+  std::string_view reuse;         // kReuse...
+  std::string reuse_explanation;  // the same, for people
   bool numerics_changed = false;
   bool session_created = false;
 };
@@ -43,10 +54,11 @@ absl::StatusOr<GeneratePlan> PlanGenerate(const Parts& parts, const GeneratePara
 absl::Status CheckIdentity(const engine::ModelIdentity& served, const engine::ModelIdentity& source,
                            const std::string& state_id);
 
-// A stored state as a source. Checks that it belongs to the served model. `loss`, unless null: what
-// storing it lost.
-absl::StatusOr<std::unique_ptr<engine::StateSnapshot>> LoadSource(
-    const Parts& parts, const std::string& state_id, statestore::StorageLoss* loss = nullptr);
+// A stored state as a source. Checks that it belongs to the served model. Fills `lineage` unless
+// that is null.
+absl::StatusOr<std::unique_ptr<engine::StateSnapshot>> LoadSource(const Parts& parts,
+                                                                  const std::string& state_id,
+                                                                  SourceLineage* lineage = nullptr);
 
 // The ids of `input`, after `source` (null: at position 0, where BOS goes if the tokenizer wants
 // one). For chats the generation role's prefix comes last.

@@ -125,7 +125,10 @@ absl::Status ImportCall::Store() {
   statestore::StateManifest& manifest = saved->manifest;
   manifest.id = parts_->ids->NextStateId();
   manifest.tenant = DefaultTenant();
-  manifest.parent_id.clear();
+  manifest.parent_id.clear();  // its thread stayed where it came from
+  manifest.snapshots.clear();
+  manifest.is_snapshot = false;
+  manifest.prefix_hash.reset();
   manifest.session = metadata.session();
   manifest.labels = ParseLabels(metadata.labels());
   manifest.pinned = false;

@@ -34,7 +34,10 @@ absl::Status GetOne(const Parts& parts, const v1::GetStateRequest& request, v1::
   auto manifest = parts.store->GetManifest(DefaultTenant(), request.id());
   if (!manifest.ok()) return NameState(manifest.status(), request.id());
   ToProto(*manifest, response);
-  if (request.with_transcript()) TranscriptWriter(parts.tokenizer).Append(*manifest, response);
+  if (!request.with_transcript()) return absl::OkStatus();
+  auto whole = parts.store->Ancestry(DefaultTenant(), request.id(), 1);
+  if (!whole.ok()) return NameState(whole.status(), request.id());
+  TranscriptWriter(parts.tokenizer).Append(whole->front(), response);
   return absl::OkStatus();
 }
 

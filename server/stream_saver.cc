@@ -12,7 +12,7 @@ StreamSaver::StreamSaver(const Parts* parts, const GenerateParams* params, Origi
     : parts_(parts),
       params_(params),
       origin_(std::move(origin)),
-      last_id_(origin_.source_state_id) {}
+      last_id_(origin_.source.state_id) {}
 
 StateManifest StreamSaver::NextManifest(engine::StateSnapshot* snapshot) const {
   StateManifest manifest;
@@ -32,6 +32,8 @@ StateManifest StreamSaver::NextManifest(engine::StateSnapshot* snapshot) const {
   manifest.codec = params_->save.codec;
   manifest.created = absl::Now();
   manifest.expires = manifest.created + params_->ttl;
+  // What storing the chain's own states loses does not come back into the running stream.
+  manifest.inherited_loss = origin_.source.loss;
   return manifest;
 }
 
@@ -40,6 +42,7 @@ absl::StatusOr<StateManifest> StreamSaver::Save(std::unique_ptr<engine::StateSna
   Commit commit;
   commit.tenant = DefaultTenant();
   commit.states.push_back({NextManifest(snapshot.get()), &snapshot->slot});
+  commit.states[0].manifest.is_snapshot = !is_prompt_end;
   absl::Status status = parts_->store->Apply(commit);
   if (!status.ok()) return status;
   last_id_ = commit.states[0].manifest.id;
@@ -53,6 +56,12 @@ absl::StatusOr<StateManifest> StreamSaver::Save(std::unique_ptr<engine::StateSna
 StateManifest StreamSaver::AsStored(StateManifest manifest) const {
   auto stored = parts_->store->GetManifest(DefaultTenant(), manifest.id);
   return stored.ok() ? *std::move(stored) : std::move(manifest);
+}
+
+absl::Status StreamSaver::KeepLastSaved() {
+  if (!last_saved_->is_snapshot) return absl::OkStatus();
+  last_saved_->is_snapshot = false;
+  return parts_->store->UpdateState(DefaultTenant(), last_saved_->id, {}).status();
 }
 
 bool StreamSaver::WantsEndState(FinishReason reason) const {
@@ -82,6 +91,7 @@ absl::StatusOr<StreamSaver::End> StreamSaver::Finish(
     const bool is_saved = last_saved_ && last_saved_->position == info.state->position &&
                           info.state->transcript.empty();
     if (is_saved) {
+      if (absl::Status status = KeepLastSaved(); !status.ok()) return status;
       end_state_id = last_saved_->id;
     } else {
       commit.states.push_back({NextManifest(info.state.get()), &info.state->slot});

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/runtime/engine.h"
+#include "server/generate_plan.h"
 #include "server/parts.h"
 #include "server/request.h"
 #include "server/session_manager.h"
@@ -21,7 +22,7 @@ namespace vivarium::server {
 class StreamSaver {
  public:
   struct Origin {
-    std::string source_state_id;           // "" = none
+    SourceLineage source;
     std::optional<LeasedSession> session;  // the one whose head may move
     HoldSet::Hold request;                 // of the request id, if there is one
   };
@@ -46,6 +47,8 @@ class StreamSaver {
 
  private:
   statestore::StateManifest NextManifest(engine::StateSnapshot* snapshot) const;
+  // The last saved state as the one that counts as the end's: nobody may thin it.
+  absl::Status KeepLastSaved();
   bool WantsEndState(engine::FinishReason reason) const;
   // The head after the stream: "" = it stands.
   std::string NewHead(engine::FinishReason reason, const std::string& end_state_id) const;

@@ -29,6 +29,11 @@ bool IsRecentHead(const Map& sessions, const StateId& id) {
   });
 }
 
+StateManifest WithoutTranscript(StateManifest manifest) {
+  manifest.transcript.clear();
+  return manifest;
+}
+
 }  // namespace
 
 MemoryStore::MemoryStore(Clock clock, StoreEvents* events)
@@ -77,6 +82,12 @@ absl::Status MemoryStore::ApplyLocked(const Commit& commit) {
   }
   if (absl::Status status = CheckHeadMove(tenant, commit, now); !status.ok()) return status;
 
+  std::vector<StateId> thinned = commit.thinned;
+  std::erase_if(thinned, [&](const StateId& id) {
+    const auto found = tenant.states.find(id);
+    return found == tenant.states.end() || !MayBeThinned(found->second.manifest) ||
+           IsRecentHead(tenant.sessions, id);
+  });
   for (const Commit::NewState& state : commit.states) {
     Entry entry{state.manifest, engine::StateBuffer(state.slot->size())};
     std::memcpy(entry.slot.data(), state.slot->data(), state.slot->size());
@@ -87,6 +98,11 @@ absl::Status MemoryStore::ApplyLocked(const Commit& commit) {
     tenant.states.emplace(state.manifest.id, std::move(entry));
   }
   if (commit.head_move.has_value()) MoveHead(tenant, commit, now);
+  for (const StateId& id : thinned) {
+    const bool is_dropped = tenant.states.at(id).manifest.bytes_dropped;  // named twice
+    if (is_dropped || IsRecentHead(tenant.sessions, id) || !HasChild(tenant, id)) continue;
+    DropState(tenant, id);
+  }
   if (!commit.request.has_value()) return absl::OkStatus();
 
   auto& requests = tenant.requests;
@@ -148,7 +164,7 @@ absl::StatusOr<StateManifest> MemoryStore::GetManifest(const std::string& tenant
   absl::MutexLock lock(&mutex_);
   const Entry* entry = FindLive(tenant, id);
   if (entry == nullptr) return StateNotFound(id);
-  return entry->manifest;
+  return WithoutTranscript(entry->manifest);
 }
 
 absl::StatusOr<Page<StateManifest>> MemoryStore::ListStates(const std::string& tenant,
@@ -167,19 +183,16 @@ absl::StatusOr<Page<StateManifest>> MemoryStore::ListStates(const std::string& t
   const absl::Time now = clock_();
   const Tenant& data = tenants_[tenant];
   Page<StateManifest> page;
-  size_t num_tokens = 0;
   auto end = last_id->empty() ? data.states.end() : data.states.lower_bound(*last_id);
   while (end != data.states.begin()) {
     --end;
-    StateManifest manifest = end->second.manifest;
+    StateManifest manifest = WithoutTranscript(end->second.manifest);
     if (!IsLive(data, manifest, now)) manifest = AsDropped(std::move(manifest));
     if (!Matches(filter, manifest)) continue;
-    if (page.items.size() == static_cast<size_t>(page_size) ||
-        num_tokens > kMaxPageTranscriptTokens) {
+    if (page.items.size() == static_cast<size_t>(page_size)) {
       page.next_page_token = EncodePageToken(scope, page.items.back().id);
       break;
     }
-    num_tokens += manifest.transcript.size();
     page.items.push_back(std::move(manifest));
   }
   return page;
@@ -194,9 +207,7 @@ absl::StatusOr<StateManifest> MemoryStore::UpdateState(const std::string& tenant
   absl::MutexLock lock(&mutex_);
   Entry* entry = FindLive(tenant, id);
   if (entry == nullptr) return StateNotFound(id);
-  if (update.labels.has_value()) entry->manifest.labels = *update.labels;
-  if (update.expires.has_value()) entry->manifest.expires = *update.expires;
-  if (update.pinned.has_value()) entry->manifest.pinned = *update.pinned;
+  UpdateManifest(update, &entry->manifest);
   return entry->manifest;
 }
 
@@ -216,22 +227,23 @@ absl::Status MemoryStore::DeleteState(const std::string& tenant, const StateId& 
   return absl::OkStatus();
 }
 
+bool MemoryStore::HasChild(const Tenant& tenant, const StateId& id) {
+  return std::any_of(tenant.states.begin(), tenant.states.end(),
+                     [&](const auto& child) { return child.second.manifest.parent_id == id; });
+}
+
 void MemoryStore::DropState(Tenant& tenant, StateId id) {
   for (auto& [name, session] : tenant.sessions) {
     std::vector<StateId>& heads = session.recent_heads;
     heads.erase(std::remove(heads.begin(), heads.end(), id), heads.end());
   }
-  const auto has_children = [&](const StateId& parent_id) {
-    return std::any_of(tenant.states.begin(), tenant.states.end(), [&](const auto& child) {
-      return child.second.manifest.parent_id == parent_id;
-    });
-  };
   Entry& entry = tenant.states.at(id);
   entry.manifest = AsDropped(std::move(entry.manifest));
   entry.slot = engine::StateBuffer();
   // The manifest goes once nobody descends from it; so may then its parent's.
   for (auto found = tenant.states.find(id);
-       found != tenant.states.end() && found->second.manifest.bytes_dropped && !has_children(id);
+       found != tenant.states.end() && found->second.manifest.bytes_dropped &&
+       !HasChild(tenant, id);
        found = tenant.states.find(id)) {
     id = found->second.manifest.parent_id;
     tenant.states.erase(found);

@@ -68,6 +68,7 @@ class MemoryStore final : public StateStore {
   // The entry of a state whose bytes are there and not expired, or null.
   Entry* FindLive(const std::string& tenant, const StateId& id)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static bool HasChild(const Tenant& tenant, const StateId& id);
   static void DropState(Tenant& tenant, StateId id);
 
   const Clock clock_;

@@ -1,5 +1,6 @@
 // RocksDbStore::Apply.
 #include <algorithm>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "statestore/byte_codec.h"
@@ -16,12 +17,17 @@ std::vector<std::string> LockKeysOf(const Commit& commit) {
   std::vector<std::string> keys;
   if (commit.head_move.has_value()) {
     keys.push_back(Key(KeyKind::kSession, commit.tenant, commit.head_move->session));
+    // Nobody thins what becomes a head.
+    keys.push_back(Key(KeyKind::kManifest, commit.tenant, commit.head_move->head));
   }
   if (commit.request.has_value()) {
     keys.push_back(Key(KeyKind::kRequest, commit.tenant, commit.request->request_id));
   }
   for (const Commit::NewState& state : commit.states) {
     keys.push_back(Key(KeyKind::kManifest, commit.tenant, state.manifest.id));
+  }
+  for (const StateId& id : commit.thinned) {
+    keys.push_back(Key(KeyKind::kManifest, commit.tenant, id));
   }
   return keys;
 }
@@ -95,6 +101,7 @@ absl::Status RocksDbStore::ApplyValid(const Commit& commit, uint64_t num_bytes) 
     const CommitLocks::Holder held = locks_.LockKeys(std::move(keys));
     rocksdb::WriteBatch batch;
     status = PlanCommit(commit, tables, &batch, &is_new_request);
+    if (status.ok()) status = PlanThinning(commit, &batch);
     if (status.ok()) status = database_->Write(&batch, /*sync=*/true);
   }
   if (!status.ok()) {
@@ -228,9 +235,9 @@ absl::Status RocksDbStore::PlanHeadMove(const Commit& commit, Counters* differen
   if (!current.ok()) return current.status();
   if (absl::Status status = CheckEtag(move, *current); !status.ok()) return status;
   if (!IsOfCommit(commit, move.head)) {
-    if (absl::Status status = ReadLive(commit.tenant, move.head, nullptr).status(); !status.ok()) {
-      return status;
-    }
+    absl::Status status =
+        ReadLive(commit.tenant, move.head, nullptr, ManifestPart::kWithoutTranscript).status();
+    if (!status.ok()) return status;
   }
   const Session moved = MovedSession(commit.tenant, move, *current, etags_.Next(), clock_());
   batch->Put(Key(KeyKind::kSession, commit.tenant, move.session), EncodeSession(moved));
@@ -246,6 +253,46 @@ absl::Status RocksDbStore::PlanHeadMove(const Commit& commit, Counters* differen
     }
   }
   return absl::OkStatus();
+}
+
+absl::Status RocksDbStore::PlanThinning(const Commit& commit, rocksdb::WriteBatch* batch) {
+  Counters difference;
+  std::set<StateId> seen;
+  for (const StateId& id : commit.thinned) {
+    if (!seen.insert(id).second) continue;
+    absl::StatusOr<std::optional<StoredManifest>> stored =
+        ReadManifest(commit.tenant, id, nullptr, ManifestPart::kAll);
+    if (absl::IsDataLoss(stored.status()) || absl::IsUnimplemented(stored.status())) {
+      // What is damaged must not keep its descendants from being saved.
+      if (events_ != nullptr) events_->OnFault(stored.status());
+      continue;
+    }
+    if (!stored.ok()) return stored.status();
+    if (!stored->has_value()) continue;
+    absl::StatusOr<bool> is_thinned = IsThinned(commit, (*stored)->manifest);
+    if (!is_thinned.ok()) return is_thinned.status();
+    if (!*is_thinned) continue;
+    if (absl::Status status = PlanDrop(**stored, batch, &difference); !status.ok()) return status;
+    PutDropped(**stored, batch);
+  }
+  if (difference != Counters()) {
+    batch->Merge(KeyPrefix(KeyKind::kCounters, commit.tenant), EncodeCounters(difference));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> RocksDbStore::IsThinned(const Commit& commit, const StateManifest& manifest) {
+  const StateId& id = manifest.id;
+  if (!MayBeThinned(manifest)) return false;
+  if (commit.head_move.has_value() && commit.head_move->head == id) return false;
+  absl::StatusOr<bool> is_head = HasKeyIn(KeyPrefix(KeyKind::kHeadOf, commit.tenant, id), nullptr);
+  if (!is_head.ok()) return is_head.status();
+  if (*is_head) return false;
+  if (std::any_of(commit.states.begin(), commit.states.end(),
+                  [&](const auto& state) { return state.manifest.parent_id == id; })) {
+    return true;
+  }
+  return HasKeyIn(KeyPrefix(KeyKind::kChild, commit.tenant, id), nullptr);
 }
 
 void RocksDbStore::DiscardChunks(const std::string& tenant, const StateId& id,

@@ -19,6 +19,16 @@ std::string RocksDbStore::CandidatesPrefix(const std::string& tenant, const Stat
   return KeyPrefix(KeyKind::kManifest, tenant);
 }
 
+absl::StatusOr<StoredManifest> RocksDbStore::ReadListed(const std::string& tenant,
+                                                        const StateId& id,
+                                                        const rocksdb::Snapshot* snapshot) {
+  absl::StatusOr<std::optional<StoredManifest>> stored =
+      ReadManifest(tenant, id, snapshot, ManifestPart::kWithoutTranscript);
+  if (!stored.ok()) return stored.status();
+  if (stored->has_value()) return **std::move(stored);
+  return absl::DataLossError(absl::StrCat("state ", id, " is listed but has no manifest"));
+}
+
 absl::StatusOr<Page<StateManifest>> RocksDbStore::ListStates(const std::string& tenant,
                                                              const StateFilter& filter,
                                                              int page_size,
@@ -33,17 +43,16 @@ absl::StatusOr<Page<StateManifest>> RocksDbStore::ListStates(const std::string& 
 
   // Backwards: newest first.
   const std::string prefix = CandidatesPrefix(tenant, filter);
+  const bool is_index = prefix != KeyPrefix(KeyKind::kManifest, tenant);
   const RocksDbSnapshot snapshot(database_->db());
   RocksDbRange range(database_->db(), prefix,
                      last_id->empty() ? PrefixEnd(prefix) : prefix + *last_id, snapshot.get());
   const absl::Time now = clock_();
   Page<StateManifest> page;
-  size_t num_tokens = 0;
   size_t num_scanned = 0;
   std::string scanned_id;
   for (range.iterator().SeekToLast(); range.iterator().Valid(); range.iterator().Prev()) {
     const bool is_full = page.items.size() == static_cast<size_t>(page_size) ||
-                         num_tokens > kMaxPageTranscriptTokens ||
                          num_scanned == options_.max_scanned_per_page;
     if (is_full) {
       page.next_page_token = EncodePageToken(scope, scanned_id);
@@ -51,16 +60,14 @@ absl::StatusOr<Page<StateManifest>> RocksDbStore::ListStates(const std::string& 
     }
     ++num_scanned;
     const std::string id(range.key().substr(prefix.size()));
-    absl::StatusOr<std::optional<StoredManifest>> stored = ReadManifest(tenant, id, snapshot.get());
+    absl::StatusOr<StoredManifest> stored =
+        is_index ? ReadListed(tenant, id, snapshot.get())
+                 : DecodeStored(tenant, id, range.value(), ManifestPart::kWithoutTranscript);
     if (!stored.ok()) return stored.status();
-    if (!stored->has_value()) {
-      return absl::DataLossError(absl::StrCat("state ", id, " is listed but has no manifest"));
-    }
-    absl::StatusOr<StateManifest> shown = Shown(**std::move(stored), now, snapshot.get());
+    absl::StatusOr<StateManifest> shown = Shown(*std::move(stored), now, snapshot.get());
     if (!shown.ok()) return shown.status();
     scanned_id = id;
     if (!Matches(filter, *shown)) continue;
-    num_tokens += shown->transcript.size();
     page.items.push_back(*std::move(shown));
   }
   if (status = range.status(); !status.ok()) return status;

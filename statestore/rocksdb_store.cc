@@ -123,9 +123,10 @@ absl::Status RocksDbStore::Recover() {
 
 absl::StatusOr<StoredManifest> RocksDbStore::DecodeStored(const std::string& tenant,
                                                           std::string_view id,
-                                                          std::string_view bytes) const {
+                                                          std::string_view bytes,
+                                                          ManifestPart part) const {
   const std::string what = absl::StrCat("state ", std::string(id));
-  absl::StatusOr<StoredManifest> stored = DecodeManifest(bytes);
+  absl::StatusOr<StoredManifest> stored = DecodeManifest(bytes, part);
   if (!stored.ok()) return StoredDataError(stored.status(), what);
   if (stored->manifest.id != id || stored->manifest.tenant != tenant) {
     return absl::DataLossError(
@@ -135,12 +136,13 @@ absl::StatusOr<StoredManifest> RocksDbStore::DecodeStored(const std::string& ten
 }
 
 absl::StatusOr<std::optional<StoredManifest>> RocksDbStore::ReadManifest(
-    const std::string& tenant, const StateId& id, const rocksdb::Snapshot* snapshot) {
+    const std::string& tenant, const StateId& id, const rocksdb::Snapshot* snapshot,
+    ManifestPart part) {
   absl::StatusOr<std::optional<std::string>> bytes =
       database_->Get(Key(KeyKind::kManifest, tenant, id), snapshot);
   if (!bytes.ok()) return bytes.status();
   if (!bytes->has_value()) return std::optional<StoredManifest>();
-  absl::StatusOr<StoredManifest> stored = DecodeStored(tenant, id, **bytes);
+  absl::StatusOr<StoredManifest> stored = DecodeStored(tenant, id, **bytes, part);
   if (!stored.ok()) return stored.status();
   return std::optional<StoredManifest>(*std::move(stored));
 }
@@ -162,8 +164,9 @@ absl::StatusOr<bool> RocksDbStore::IsLive(const StateManifest& manifest, absl::T
 }
 
 absl::StatusOr<StoredManifest> RocksDbStore::ReadLive(const std::string& tenant, const StateId& id,
-                                                      const rocksdb::Snapshot* snapshot) {
-  absl::StatusOr<std::optional<StoredManifest>> stored = ReadManifest(tenant, id, snapshot);
+                                                      const rocksdb::Snapshot* snapshot,
+                                                      ManifestPart part) {
+  absl::StatusOr<std::optional<StoredManifest>> stored = ReadManifest(tenant, id, snapshot, part);
   if (!stored.ok()) return stored.status();
   if (!stored->has_value()) return StateNotFound(id);
   absl::StatusOr<bool> is_live = IsLive((*stored)->manifest, clock_(), snapshot);
@@ -212,7 +215,7 @@ absl::StatusOr<SavedState> RocksDbStore::LoadVerified(const std::string& tenant,
   if (!status.ok()) return status;
   // A deletion in between must not look like lost chunks.
   const RocksDbSnapshot snapshot(database_->db());
-  absl::StatusOr<StoredManifest> stored = ReadLive(tenant, id, snapshot.get());
+  absl::StatusOr<StoredManifest> stored = ReadLive(tenant, id, snapshot.get(), ManifestPart::kAll);
   if (!stored.ok()) return stored.status();
   engine::StateBuffer slot(stored->manifest.layout.slot_bytes);
   const ChunkTable& table = stored->chunks;
@@ -251,7 +254,8 @@ absl::StatusOr<StateManifest> RocksDbStore::GetManifest(const std::string& tenan
   if (status.ok()) status = ValidateStateId(id);
   if (!status.ok()) return status;
   const RocksDbSnapshot snapshot(database_->db());
-  absl::StatusOr<StoredManifest> stored = ReadLive(tenant, id, snapshot.get());
+  absl::StatusOr<StoredManifest> stored =
+      ReadLive(tenant, id, snapshot.get(), ManifestPart::kWithoutTranscript);
   if (!stored.ok()) return stored.status();
   return std::move(stored->manifest);
 }
@@ -267,7 +271,7 @@ absl::StatusOr<std::vector<StateManifest>> RocksDbStore::Ancestry(const std::str
   chain.reserve(std::min(limit, kMaxAncestryReserve));
   for (StateId next = id; !next.empty() && chain.size() < limit;) {
     absl::StatusOr<std::optional<StoredManifest>> stored =
-        ReadManifest(tenant, next, snapshot.get());
+        ReadManifest(tenant, next, snapshot.get(), ManifestPart::kAll);
     if (!stored.ok()) return stored.status();
     if (!stored->has_value()) break;
     absl::StatusOr<StateManifest> shown = Shown(**std::move(stored), now, snapshot.get());

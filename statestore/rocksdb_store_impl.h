@@ -84,15 +84,16 @@ class RocksDbStore final : public StateStore {
   // Nothing where there is no manifest. Any malformed one is DATA_LOSS, naming it.
   absl::StatusOr<std::optional<StoredManifest>> ReadManifest(const std::string& tenant,
                                                              const StateId& id,
-                                                             const rocksdb::Snapshot* snapshot);
+                                                             const rocksdb::Snapshot* snapshot,
+                                                             ManifestPart part);
   absl::StatusOr<StoredManifest> DecodeStored(const std::string& tenant, std::string_view id,
-                                              std::string_view bytes) const;
+                                              std::string_view bytes, ManifestPart part) const;
   absl::StatusOr<bool> HasKeyIn(const std::string& prefix, const rocksdb::Snapshot* snapshot);
   absl::StatusOr<bool> IsLive(const StateManifest& manifest, absl::Time now,
                               const rocksdb::Snapshot* snapshot);
   // NOT_FOUND where the bytes are dropped or expired.
   absl::StatusOr<StoredManifest> ReadLive(const std::string& tenant, const StateId& id,
-                                          const rocksdb::Snapshot* snapshot);
+                                          const rocksdb::Snapshot* snapshot, ManifestPart part);
   absl::StatusOr<StateManifest> Shown(StoredManifest stored, absl::Time now,
                                       const rocksdb::Snapshot* snapshot);
   absl::StatusOr<std::optional<Session>> ReadSession(const std::string& tenant,
@@ -114,18 +115,26 @@ class RocksDbStore final : public StateStore {
                           Counters* difference, rocksdb::WriteBatch* batch);
   absl::Status PlanRequest(const Commit& commit, rocksdb::WriteBatch* batch, bool* is_new_request);
   absl::Status PlanHeadMove(const Commit& commit, Counters* difference, rocksdb::WriteBatch* batch);
+  // Drops the bytes of what the commit thins.
+  absl::Status PlanThinning(const Commit& commit, rocksdb::WriteBatch* batch);
+  absl::StatusOr<bool> IsThinned(const Commit& commit, const StateManifest& manifest);
   void DiscardChunks(const std::string& tenant, const StateId& id, uint64_t num_chunks);
   absl::Status TrimRequests(const std::string& tenant);
 
   // --- listing (rocksdb_list.cc) ---
   // Where the states that a filter may take are named, newest last.
   static std::string CandidatesPrefix(const std::string& tenant, const StateFilter& filter);
+  // That an index names.
+  absl::StatusOr<StoredManifest> ReadListed(const std::string& tenant, const StateId& id,
+                                            const rocksdb::Snapshot* snapshot);
 
   // --- removing (rocksdb_sweep.cc) ---
   // Drops the bytes of a live state and what then nobody needs. Under LockAll.
   absl::Status DropState(const StoredManifest& stored, bool sync);
+  // Everything that names its bytes. The manifest is the caller's.
   absl::Status PlanDrop(const StoredManifest& stored, rocksdb::WriteBatch* batch,
                         Counters* difference);
+  static void PutDropped(const StoredManifest& stored, rocksdb::WriteBatch* batch);
   // Removes the manifest `id`, and its ancestors', as far as they are dropped and childless. One
   // batch takes kMaxRemovedPerBatch; the rest is remembered in it and follows.
   absl::Status RemoveChain(const std::string& tenant, StateId id, StateId removed_child,

@@ -41,8 +41,7 @@ absl::Status RocksDbStore::DropState(const StoredManifest& stored, bool sync) {
   if (!has_child.ok()) return has_child.status();
   StateId rest;
   if (*has_child) {
-    batch.Put(Key(KeyKind::kManifest, manifest.tenant, manifest.id),
-              EncodeManifest({AsDropped(manifest), {stored.chunks.chunk_bytes, {}, 0}}));
+    PutDropped(stored, &batch);
   } else {
     PlanForget(manifest, &batch);
     difference += {0, -1, 0, 0};
@@ -54,6 +53,12 @@ absl::Status RocksDbStore::DropState(const StoredManifest& stored, bool sync) {
   status = database_->Write(&batch, sync);
   if (!status.ok() || rest.empty()) return status;
   return FinishRemovals(manifest.tenant, rest);
+}
+
+void RocksDbStore::PutDropped(const StoredManifest& stored, rocksdb::WriteBatch* batch) {
+  const StateManifest& manifest = stored.manifest;
+  batch->Put(Key(KeyKind::kManifest, manifest.tenant, manifest.id),
+             EncodeManifest({AsDropped(manifest), {stored.chunks.chunk_bytes, {}, 0}}));
 }
 
 absl::Status RocksDbStore::PlanDrop(const StoredManifest& stored, rocksdb::WriteBatch* batch,
@@ -87,7 +92,8 @@ absl::Status RocksDbStore::RemoveChain(const std::string& tenant, StateId id, St
                                        rocksdb::WriteBatch* batch, Counters* difference,
                                        StateId* rest) {
   for (size_t num_removed = 0; !id.empty(); ++num_removed) {
-    absl::StatusOr<std::optional<StoredManifest>> stored = ReadManifest(tenant, id, nullptr);
+    absl::StatusOr<std::optional<StoredManifest>> stored =
+        ReadManifest(tenant, id, nullptr, ManifestPart::kWithoutTranscript);
     if (!stored.ok()) return stored.status();
     if (!stored->has_value() || !(*stored)->manifest.bytes_dropped) return absl::OkStatus();
     absl::StatusOr<bool> has_child = HasOtherChild(tenant, id, removed_child);
@@ -171,7 +177,8 @@ absl::Status RocksDbStore::SweepExpiredOf(const std::string& tenant, absl::Time 
 absl::Status RocksDbStore::DropIfExpired(const std::string& tenant, const StateId& id,
                                          absl::Time now, uint64_t* num_expired) {
   const CommitLocks::Holder held = locks_.LockAll();
-  absl::StatusOr<std::optional<StoredManifest>> stored = ReadManifest(tenant, id, nullptr);
+  absl::StatusOr<std::optional<StoredManifest>> stored =
+      ReadManifest(tenant, id, nullptr, ManifestPart::kAll);
   if (!stored.ok()) return stored.status();
   if (!stored->has_value() || (*stored)->manifest.bytes_dropped) return absl::OkStatus();
   absl::StatusOr<bool> is_live = IsLive((*stored)->manifest, now, nullptr);

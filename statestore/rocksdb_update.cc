@@ -39,19 +39,13 @@ absl::StatusOr<StateManifest> RocksDbStore::UpdateState(const std::string& tenan
   if (status.ok()) status = database_->CheckSpace(0);
   if (!status.ok()) return status;
   const CommitLocks::Holder held = locks_.LockKeys({Key(KeyKind::kManifest, tenant, id)});
-  absl::StatusOr<StoredManifest> stored = ReadLive(tenant, id, nullptr);
+  absl::StatusOr<StoredManifest> stored = ReadLive(tenant, id, nullptr, ManifestPart::kAll);
   if (!stored.ok()) return stored.status();
   StateManifest& manifest = stored->manifest;
   rocksdb::WriteBatch batch;
-  if (update.labels.has_value()) {
-    PlanLabels(manifest, *update.labels, &batch);
-    manifest.labels = *update.labels;
-  }
-  if (update.expires.has_value()) {
-    PlanExpiry(manifest, *update.expires, &batch);
-    manifest.expires = *update.expires;
-  }
-  if (update.pinned.has_value()) manifest.pinned = *update.pinned;
+  if (update.labels.has_value()) PlanLabels(manifest, *update.labels, &batch);
+  if (update.expires.has_value()) PlanExpiry(manifest, *update.expires, &batch);
+  UpdateManifest(update, &manifest);
   batch.Put(Key(KeyKind::kManifest, tenant, id), EncodeManifest(*stored));
   if (status = database_->Write(&batch, /*sync=*/true); !status.ok()) return status;
   return std::move(manifest);
@@ -85,7 +79,7 @@ absl::Status RocksDbStore::DeleteState(const std::string& tenant, const StateId&
   if (status.ok()) status = ValidateStateId(id);
   if (!status.ok()) return status;
   const CommitLocks::Holder held = locks_.LockAll();
-  absl::StatusOr<StoredManifest> stored = ReadLive(tenant, id, nullptr);
+  absl::StatusOr<StoredManifest> stored = ReadLive(tenant, id, nullptr, ManifestPart::kAll);
   if (!stored.ok() && !absl::IsDataLoss(stored.status())) return stored.status();
   if (stored.ok() && stored->manifest.pinned) return StateIsPinned(id);
   const std::string prefix = KeyPrefix(KeyKind::kHeadOf, tenant, id);

@@ -15,6 +15,8 @@
 
 namespace vivarium::statestore {
 
+inline constexpr uint8_t kNumStateCodecs = 3;
+
 // "raw", "zstd", "bf16".
 std::string_view StateCodecName(StateCodec codec);
 // Nothing for another name.

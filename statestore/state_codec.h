@@ -15,7 +15,7 @@
 
 namespace vivarium::statestore {
 
-inline constexpr uint32_t kManifestVersion = 2;  // of what is written; all before are read
+inline constexpr uint32_t kManifestVersion = 3;  // of what is written; all before are read
 inline constexpr uint16_t kEnvelopeVersion = 1;
 inline constexpr size_t kEnvelopeBytes = 32;
 inline constexpr uint32_t kDefaultChunkBytes = 1 << 20;
@@ -69,10 +69,14 @@ ChunkTable MakeChunkTable(const engine::StateBuffer& slot, uint32_t chunk_bytes)
 absl::Status DecodeChunk(std::string_view chunk, const StoredManifest& stored, uint64_t chunk_index,
                          engine::StateBuffer* slot);
 
+// How much of a manifest is decoded: a long transcript is most of it, and most readers don't care.
+enum class ManifestPart { kAll, kWithoutTranscript };
+
 // Times are kept in whole nanoseconds.
 std::string EncodeManifest(const StoredManifest& stored);
 // DATA_LOSS when the checksum fails; then UNIMPLEMENTED for a newer version; then INVALID_ARGUMENT,
 // naming the offset or the field, for bytes that no encoder of ours makes.
-absl::StatusOr<StoredManifest> DecodeManifest(std::string_view bytes);
+absl::StatusOr<StoredManifest> DecodeManifest(std::string_view bytes,
+                                              ManifestPart part = ManifestPart::kAll);
 
 }  // namespace vivarium::statestore

@@ -49,6 +49,15 @@ struct StorageLoss {
   bool operator==(const StorageLoss&) const = default;
 };
 
+// A snapshot on the way to a state, by id and position.
+struct SnapshotRef {
+  StateId id;
+  uint64_t position = 0;
+
+  bool operator==(const SnapshotRef&) const = default;
+};
+inline constexpr size_t kMaxSnapshotRefs = 256;
+
 // Everything about a state but its slot's bytes. The stored manifest has the checksums besides.
 struct StateManifest {
   StateId id;
@@ -72,6 +81,19 @@ struct StateManifest {
   bool bytes_dropped = false;  // deleted or expired, kept for its descendants' history
   StateCodec codec = StateCodec::kRaw;
   StorageLoss loss;  // what the caller knows of; the store adds what its codec loses
+  // Of the states that it was computed from, the largest: its numbers follow from rounded ones.
+  StorageLoss inherited_loss;
+  // Made on the way, every so many tokens, and wanted by nobody in particular: thinning may drop
+  // it. Whoever updates it makes it a state to keep.
+  bool is_snapshot = false;
+  // Ancestors that are snapshots of the same session, by position, as far as they had not been
+  // thinned when this state was made. Not of dropped states.
+  std::vector<SnapshotRef> snapshots;
+  // Rolling hash of all `position` tokens consumed. Absent: not all of them are known.
+  std::optional<uint64_t> prefix_hash;
+
+  // Its numbers are not those that an unrounded thread would have.
+  bool is_lossy() const { return loss.is_lossy() || inherited_loss.is_lossy(); }
 };
 
 struct SavedState {
@@ -118,6 +140,10 @@ struct Commit {
   // While the tenant has an unexpired record under its id: ALREADY_EXISTS where the hash is the
   // same, else INVALID_ARGUMENT.
   std::optional<RequestRecord> request;
+  // Ancestors of `states` whose bytes go with this commit, if they are snapshots still. Those that
+  // may not be dropped (pinned, some session's recent head, without descendants) are left as they
+  // are; those that are gone don't matter. At most kMaxSnapshotRefs.
+  std::vector<StateId> thinned;
 };
 
 struct StateFilter {
@@ -194,10 +220,11 @@ class StateStore {
   virtual absl::Status Apply(const Commit& commit) = 0;
 
   virtual absl::StatusOr<SavedState> Load(const std::string& tenant, const StateId& id) = 0;
+  // Without transcript: a long one would be most of the work.
   virtual absl::StatusOr<StateManifest> GetManifest(const std::string& tenant,
                                                     const StateId& id) = 0;
-  // Newest id first; 1 to kMaxPageSize a page. A page may be shorter than asked for and yet have a
-  // next one.
+  // Without transcripts. Newest id first; 1 to kMaxPageSize a page. A page may be shorter than
+  // asked for and yet have a next one.
   virtual absl::StatusOr<Page<StateManifest>> ListStates(const std::string& tenant,
                                                          const StateFilter& filter, int page_size,
                                                          const std::string& page_token) = 0;
@@ -208,7 +235,8 @@ class StateStore {
   virtual absl::Status DeleteState(const std::string& tenant, const StateId& id) = 0;
   // Reads every byte of the state and checks every checksum.
   virtual absl::Status VerifyState(const std::string& tenant, const StateId& id) = 0;
-  // From `id` to its oldest ancestor, `id` first; dropped ones included. At most `limit`.
+  // From `id` to its oldest ancestor, `id` first; dropped ones included. At most `limit`. With
+  // transcripts.
   virtual absl::StatusOr<std::vector<StateManifest>> Ancestry(const std::string& tenant,
                                                               const StateId& id, size_t limit) = 0;
 

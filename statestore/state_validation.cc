@@ -115,6 +115,23 @@ absl::Status ValidateTokens(const std::vector<TranscriptToken>& tokens, size_t m
   return absl::OkStatus();
 }
 
+// Older snapshots come first, none of them after the state.
+absl::Status ValidateSnapshotRefs(const StateManifest& manifest) {
+  const std::vector<SnapshotRef>& snapshots = manifest.snapshots;
+  if (snapshots.size() > kMaxSnapshotRefs) {
+    return Invalid("snapshots: ", snapshots.size(), ", expected at most ", kMaxSnapshotRefs);
+  }
+  for (size_t i = 0; i < snapshots.size(); ++i) {
+    if (absl::Status status = ValidateStateId(snapshots[i].id); !status.ok()) return status;
+    const uint64_t next = i + 1 < snapshots.size() ? snapshots[i + 1].position : manifest.position;
+    if (snapshots[i].position > next) {
+      return Invalid("snapshots[", i, "]: position ", snapshots[i].position, ", expected at most ",
+                     next);
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ValidateSampling(const engine::SamplingParams& sampling) {
   const std::pair<const char*, float> fields[] = {
       {"temperature", sampling.temperature},
@@ -298,6 +315,7 @@ absl::Status ValidateManifest(const StateManifest& manifest) {
   if (status.ok()) status = ValidateIdentity(manifest.identity);
   if (status.ok()) status = ValidateLabels(manifest.labels);
   if (status.ok()) status = ValidateSampling(manifest.sampling);
+  if (status.ok()) status = ValidateSnapshotRefs(manifest);
   if (status.ok()) {
     status = ValidateTokens(manifest.recent_tokens, engine::kRecentTokenWindow, "recent_tokens");
   }
@@ -339,6 +357,14 @@ absl::Status ValidateCommit(const Commit& commit) {
   if (num_tokens > kMaxTranscriptTokens) {
     return Invalid("commit with ", num_tokens, " transcript tokens, expected at most ",
                    kMaxTranscriptTokens);
+  }
+  if (commit.thinned.size() > kMaxSnapshotRefs) {
+    return Invalid("commit that thins ", commit.thinned.size(), " snapshots, expected at most ",
+                   kMaxSnapshotRefs);
+  }
+  for (const StateId& id : commit.thinned) {
+    if (absl::Status status = ValidateStateId(id); !status.ok()) return status;
+    if (ids.contains(id)) return Invalid("commit thins its own state ", id);
   }
   if (commit.head_move.has_value()) {
     absl::Status status = ValidateSessionName(commit.head_move->session);

@@ -25,7 +25,19 @@ bool HasExpired(const StateManifest& manifest, bool is_recent_head, absl::Time n
 StateManifest AsDropped(StateManifest manifest) {
   manifest.bytes_dropped = true;
   manifest.stored_bytes = 0;
+  manifest.snapshots.clear();
   return manifest;
+}
+
+void UpdateManifest(const StateUpdate& update, StateManifest* manifest) {
+  if (update.labels.has_value()) manifest->labels = *update.labels;
+  if (update.expires.has_value()) manifest->expires = *update.expires;
+  if (update.pinned.has_value()) manifest->pinned = *update.pinned;
+  manifest->is_snapshot = false;
+}
+
+bool MayBeThinned(const StateManifest& manifest) {
+  return manifest.is_snapshot && !manifest.pinned && !manifest.bytes_dropped;
 }
 
 StorageLoss WithLoss(const StorageLoss& before, const StorageLoss& now) {

@@ -10,9 +10,6 @@
 
 namespace vivarium::statestore {
 
-// A page of manifests ends early once their transcripts hold this many tokens together.
-inline constexpr size_t kMaxPageTranscriptTokens = 1 << 22;
-
 absl::Status StateNotFound(const StateId& id);
 absl::Status SessionNotFound(const std::string& name);
 absl::Status RequestNotFound();
@@ -23,6 +20,13 @@ bool HasExpired(const StateManifest& manifest, bool is_recent_head, absl::Time n
 
 // How a state without usable bytes is shown in histories and lists.
 StateManifest AsDropped(StateManifest manifest);
+
+// A state's labels, pin and expiry after the update. Somebody wants it now: it is no snapshot any
+// more.
+void UpdateManifest(const StateUpdate& update, StateManifest* manifest);
+
+// Whether thinning may drop the bytes, as far as the manifest tells.
+bool MayBeThinned(const StateManifest& manifest);
 
 // What both together may have lost: the larger errors.
 StorageLoss WithLoss(const StorageLoss& before, const StorageLoss& now);

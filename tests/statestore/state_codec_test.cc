@@ -46,6 +46,13 @@ TEST(ManifestCodec, RoundTripsEveryField) {
     stored.manifest.pinned = seed % 3 == 0;
     stored.manifest.expires =
         seed % 2 == 0 ? absl::InfiniteFuture() : stored.manifest.created + absl::Nanoseconds(17);
+    stored.manifest.inherited_loss = {0.25 * static_cast<double>(seed % 2), 0.5};
+    stored.manifest.is_snapshot = seed % 4 == 0;
+    stored.manifest.position += 3 * seed;
+    for (uint64_t n = 0; n < seed % 5; ++n) {
+      stored.manifest.snapshots.push_back({SampleId(n), n * seed});
+    }
+    if (seed % 3 != 0) stored.manifest.prefix_hash = seed % 7;
     const absl::StatusOr<StoredManifest> found = DecodeManifest(EncodeManifest(stored));
     ASSERT_TRUE(found.ok()) << found.status();
     ExpectSameManifest(found->manifest, stored.manifest);
@@ -53,6 +60,36 @@ TEST(ManifestCodec, RoundTripsEveryField) {
     EXPECT_EQ(found->chunks.chunk_bytes, kChunkBytes);
     EXPECT_EQ(found->chunks.checksums, stored.chunks.checksums);
   }
+}
+
+TEST(ManifestCodec, WithoutItsTranscriptTheRestIsTheSame) {
+  const StoredManifest stored = Sample(4);
+  ASSERT_FALSE(stored.manifest.transcript.empty());
+  const absl::StatusOr<StoredManifest> found =
+      DecodeManifest(EncodeManifest(stored), ManifestPart::kWithoutTranscript);
+  ASSERT_TRUE(found.ok()) << found.status();
+  StateManifest expected = stored.manifest;
+  expected.transcript.clear();
+  ExpectSameManifest(found->manifest, expected);
+  EXPECT_EQ(found->chunks.checksums, stored.chunks.checksums);
+}
+
+TEST(ManifestCodec, SnapshotRefsAreCheckedAndBounded) {
+  const auto code_with = [](std::vector<SnapshotRef> snapshots) {
+    StoredManifest stored = Sample(3);
+    stored.manifest.position = 1000;
+    stored.manifest.snapshots = std::move(snapshots);
+    return DecodeManifest(EncodeManifest(stored)).status().code();
+  };
+  constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
+  EXPECT_EQ(code_with({{SampleId(1), 5}, {SampleId(2), 5}, {SampleId(3), 1000}}),
+            absl::StatusCode::kOk);
+  EXPECT_EQ(code_with({{SampleId(1), 5}, {SampleId(2), 4}}), kInvalid);
+  EXPECT_EQ(code_with({{SampleId(1), 1001}}), kInvalid);
+  EXPECT_EQ(code_with({{"st_1", 5}}), kInvalid);
+  EXPECT_EQ(code_with(std::vector<SnapshotRef>(kMaxSnapshotRefs, {SampleId(1), 5})),
+            absl::StatusCode::kOk);
+  EXPECT_EQ(code_with(std::vector<SnapshotRef>(kMaxSnapshotRefs + 1, {SampleId(1), 5})), kInvalid);
 }
 
 TEST(ManifestCodec, EveryFlippedBitAndEveryCutIsDataLoss) {
@@ -73,7 +110,7 @@ TEST(ManifestCodec, ANewerVersionNamesBoth) {
   const absl::Status status = DecodeManifest(Resign(bytes)).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
   EXPECT_THAT(std::string(status.message()), HasSubstr("version 9"));
-  EXPECT_THAT(std::string(status.message()), HasSubstr("up to 2"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("up to 3"));
 }
 
 TEST(ManifestCodec, ABodyThatGoesOnIsRefused) {

@@ -22,6 +22,7 @@ namespace {
 using ::testing::HasSubstr;
 
 const std::string kGoldenV2 = test::RootDir() + "/tests/data/statestore/state_v2.vivstate";
+const std::string kGoldenV3 = test::RootDir() + "/tests/data/statestore/state_v3.vivstate";
 const std::string kGoldenV1 = test::RootDir() + "/tests/data/statestore/state_v1.vivstate";
 
 // The golden state: its every byte follows from these seeds, forever.
@@ -104,16 +105,32 @@ TEST(StateExport, TheGoldenFileOfVersion1IsReadForever) {
 TEST(StateExport, TheGoldenFileOfVersion2IsReadForever) {
   SavedState golden = GoldenState();
   golden.manifest.loss = {0.03125, 0.001953125};
-  if (const char* out = std::getenv("VIVARIUM_WRITE_GOLDEN"); out != nullptr) {
-    std::ofstream(out, std::ios::binary) << ExportFile(golden);
-  }
   const std::string file = ReadFile(kGoldenV2);
   ASSERT_FALSE(file.empty());
   const absl::StatusOr<SavedState> found = ImportFile(file);
   ASSERT_TRUE(found.ok()) << found.status();
   ExpectSameState(*found, golden);
   EXPECT_EQ(found->manifest.codec, StateCodec::kRaw);
-  // As long as version 2 is what we write.
+}
+
+TEST(StateExport, TheGoldenFileOfVersion3IsReadForever) {
+  SavedState golden = GoldenState();
+  golden.manifest.loss = {0.03125, 0.001953125};
+  golden.manifest.inherited_loss = {0.0625, 0.00390625};
+  golden.manifest.is_snapshot = true;
+  golden.manifest.position = 4096;
+  golden.manifest.snapshots = {{"st_01hf7yat00abcdefghjkmnpqr0", 1024},
+                               {"st_01hf7yat00abcdefghjkmnpqr2", 3072}};
+  golden.manifest.prefix_hash = 0x0123456789abcdef;
+  if (const char* out = std::getenv("VIVARIUM_WRITE_GOLDEN"); out != nullptr) {
+    std::ofstream(out, std::ios::binary) << ExportFile(golden);
+  }
+  const std::string file = ReadFile(kGoldenV3);
+  ASSERT_FALSE(file.empty());
+  const absl::StatusOr<SavedState> found = ImportFile(file);
+  ASSERT_TRUE(found.ok()) << found.status();
+  ExpectSameState(*found, golden);
+  // As long as version 3 is what we write.
   EXPECT_EQ(ExportFile(golden), file);
 }
 

@@ -146,6 +146,10 @@ void ExpectSameManifest(const StateManifest& found, const StateManifest& expecte
   EXPECT_EQ(found.expires, expected.expires);
   EXPECT_EQ(found.bytes_dropped, expected.bytes_dropped);
   EXPECT_EQ(found.loss, expected.loss);
+  EXPECT_EQ(found.inherited_loss, expected.inherited_loss);
+  EXPECT_EQ(found.is_snapshot, expected.is_snapshot);
+  EXPECT_EQ(found.snapshots, expected.snapshots);
+  EXPECT_EQ(found.prefix_hash, expected.prefix_hash);
 }
 
 void ExpectSameState(const SavedState& found, const SavedState& expected) {

@@ -2,6 +2,7 @@
 // now and then and after reopening, in everything they hold. VIVARIUM_MODEL_OPS sets how many.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <random>
 #include <string>
@@ -98,10 +99,22 @@ class ModelTest {
       if (Below(2) > 0) manifest.expires = RandomTime();
       manifest.pinned = Below(10) == 0;
       manifest.codec = static_cast<StateCodec>(Below(3));
+      manifest.is_snapshot = Below(2) > 0;
+      if (Below(2) > 0) manifest.snapshots = {{RandomId(), Below(manifest.position + 1)}};
+      if (Below(2) > 0) manifest.prefix_hash = Below(1000);
     }
     Commit commit;
     commit.tenant = kTenant;
     for (const SavedState& state : states) commit.states.push_back({state.manifest, &state.slot});
+    if (!states.empty() && Below(2) > 0) {
+      for (uint64_t n = Below(4); n > 0; --n) {
+        StateId id = RandomId();
+        if (std::none_of(states.begin(), states.end(),
+                         [&](const SavedState& state) { return state.manifest.id == id; })) {
+          commit.thinned.push_back(std::move(id));
+        }
+      }
+    }
     const bool moves = Below(2) > 0;
     if (Below(4) == 0) {
       commit.request = RequestRecord{RandomRequest(), absl::StrCat(Below(2)),
