@@ -137,7 +137,8 @@ absl::Status ImportCall::Store() {
   const std::string id = manifest.id;
   statestore::Commit commit;
   commit.tenant = DefaultTenant();
-  commit.states.push_back({std::move(manifest), &saved->slot});
+  // Its bytes may be anybody's.
+  commit.states.push_back({std::move(manifest), &saved->slot, /*is_reusable=*/false});
   LeasedSession session;
   if (!metadata.session().empty()) {
     auto lease = parts_->sessions->Lease(DefaultTenant(), metadata.session(), "");

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "statestore/page_token.h"
+#include "statestore/prefix_hash.h"
 #include "statestore/slot_packing.h"
 #include "statestore/state_codec.h"
 #include "statestore/state_validation.h"
@@ -95,6 +96,12 @@ absl::Status MemoryStore::ApplyLocked(const Commit& commit) {
     entry.manifest.loss = WithLoss(
         state.manifest.loss, MeasureLoss(state.manifest.layout, state.manifest.codec, *state.slot));
     RoundSlot(state.manifest.layout, state.manifest.codec, &entry.slot);
+    const auto parent = tenant.states.find(state.manifest.parent_id);
+    entry.manifest.prefix_hash =
+        state.is_reusable
+            ? PrefixHashOf(state.manifest,
+                           parent == tenant.states.end() ? nullptr : &parent->second.manifest)
+            : std::nullopt;
     tenant.states.emplace(state.manifest.id, std::move(entry));
   }
   if (commit.head_move.has_value()) MoveHead(tenant, commit, now);
@@ -271,6 +278,33 @@ absl::StatusOr<std::vector<StateManifest>> MemoryStore::Ancestry(const std::stri
     chain.push_back(IsLive(data, manifest, now) ? manifest : AsDropped(manifest));
   }
   return chain;
+}
+
+// Without hashes: every state's tokens are compared.
+absl::StatusOr<PrefixMatch> MemoryStore::FindPrefix(const std::string& tenant,
+                                                    const PrefixQuery& query) {
+  if (absl::Status status = ValidateTenant(tenant); !status.ok()) return status;
+  absl::MutexLock lock(&mutex_);
+  const absl::Time now = clock_();
+  const Tenant& data = tenants_[tenant];
+  PrefixMatch match;
+  for (auto entry = data.states.rbegin(); entry != data.states.rend(); ++entry) {
+    const StateManifest& state = entry->second.manifest;
+    const bool is_skipped =
+        std::find(query.skip.begin(), query.skip.end(), state.id) != query.skip.end();
+    if (is_skipped || state.position == 0 || state.position >= query.tokens.size() ||
+        !IsLive(data, state, now)) {
+      continue;
+    }
+    PrefixWalk walk(query, state.position);
+    auto next = entry->first;
+    while (walk.Visit(data.states.at(next).manifest)) {
+      next = walk.next_id();
+      if (!data.states.contains(next)) break;
+    }
+    if (walk.is_complete()) AddCandidate(state.id, state.position, walk.inexact(), &match);
+  }
+  return match;
 }
 
 absl::StatusOr<Session> MemoryStore::GetSession(const std::string& tenant,

@@ -34,6 +34,8 @@ class MemoryStore final : public StateStore {
   absl::Status VerifyState(const std::string& tenant, const StateId& id) override;
   absl::StatusOr<std::vector<StateManifest>> Ancestry(const std::string& tenant, const StateId& id,
                                                       size_t limit) override;
+  absl::StatusOr<PrefixMatch> FindPrefix(const std::string& tenant,
+                                         const PrefixQuery& query) override;
   absl::StatusOr<Session> GetSession(const std::string& tenant, const std::string& name) override;
   absl::StatusOr<Page<Session>> ListSessions(const std::string& tenant, int page_size,
                                              const std::string& page_token) override;

@@ -102,7 +102,7 @@ absl::Status RocksDbStore::ApplyValid(const Commit& commit, uint64_t num_bytes) 
     rocksdb::WriteBatch batch;
     status = PlanCommit(commit, tables, &batch, &is_new_request);
     if (status.ok()) status = PlanThinning(commit, &batch);
-    if (status.ok()) status = database_->Write(&batch, /*sync=*/true);
+    if (status.ok()) status = WriteIndexed(&batch, /*sync=*/true);
   }
   if (!status.ok()) {
     for (const Commit::NewState& state : commit.states) {
@@ -172,6 +172,7 @@ absl::Status RocksDbStore::PlanCommit(const Commit& commit, const std::vector<Ch
 
 absl::Status RocksDbStore::PlanStates(const Commit& commit, const std::vector<ChunkTable>& tables,
                                       Counters* difference, rocksdb::WriteBatch* batch) {
+  std::vector<StateManifest> planned;
   for (size_t i = 0; i < commit.states.size(); ++i) {
     StoredManifest stored{commit.states[i].manifest, {}};
     StateManifest& manifest = stored.manifest;
@@ -187,7 +188,11 @@ absl::Status RocksDbStore::PlanStates(const Commit& commit, const std::vector<Ch
     manifest.stored_bytes = stored.chunks.stored_bytes;
     manifest.loss = WithLoss(manifest.loss,
                              MeasureLoss(manifest.layout, manifest.codec, *commit.states[i].slot));
+    manifest.prefix_hash = MakePrefixHash(commit.states[i], planned);
     batch->Put(key, EncodeManifest(stored));
+    if (manifest.prefix_hash.has_value()) {
+      batch->Put(PrefixKey(tenant, IndexedHash(manifest), manifest.id), "");
+    }
     batch->Delete(Key(KeyKind::kIntent, tenant, manifest.id));
     if (!manifest.parent_id.empty()) {
       batch->Put(Key(KeyKind::kChild, tenant, manifest.parent_id, manifest.id), "");
@@ -202,6 +207,7 @@ absl::Status RocksDbStore::PlanStates(const Commit& commit, const std::vector<Ch
       batch->Put(ExpiryKey(KeyKind::kExpiry, tenant, manifest.expires, manifest.id), "");
     }
     *difference += {1, 1, 0, static_cast<int64_t>(manifest.stored_bytes)};
+    planned.push_back(std::move(manifest));
   }
   return absl::OkStatus();
 }

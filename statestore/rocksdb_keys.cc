@@ -64,6 +64,20 @@ std::string_view ExpiringId(std::string_view key, std::string_view tenant) {
   return key.substr(3 + tenant.size() + kTimeBytes);
 }
 
+std::string PrefixKey(std::string_view tenant, uint64_t hash, std::string_view id) {
+  std::string key = KeyPrefix(KeyKind::kPrefix, tenant);
+  AppendBigEndian(hash, sizeof(hash), &key);
+  return key.append(id);
+}
+
+uint64_t PrefixKeyHash(std::string_view key) {
+  uint64_t hash = 0;
+  for (const char byte : key.substr(key.find('/', 2) + 1, sizeof(hash))) {
+    hash = hash << 8 | static_cast<unsigned char>(byte);
+  }
+  return hash;
+}
+
 std::string_view KeyTenant(std::string_view key) { return key.substr(2, key.find('/', 2) - 2); }
 
 std::string PrefixEnd(std::string prefix) {

@@ -24,6 +24,7 @@ enum class KeyKind : char {
   kIntent = 'p',    // p/tenant/id               -> number of chunks; while a commit writes them
   kGarbage = 'g',   // g/tenant/id               -> ""; a manifest to remove with its chain
   kCounters = 'k',  // k/tenant/                 -> counters
+  kPrefix = 'f',    // f/tenant/hash id          -> ""; states by the hash of their tokens
 };
 inline constexpr std::string_view kFormatKey = "v";
 
@@ -43,6 +44,10 @@ std::string ExpiryKey(KeyKind kind, std::string_view tenant, absl::Time time,
 std::string ExpiryEnd(KeyKind kind, std::string_view tenant, absl::Time time);
 // The id at the end of an expiry key.
 std::string_view ExpiringId(std::string_view key, std::string_view tenant);
+
+// "f/tenant/" hash id, the hash big-endian.
+std::string PrefixKey(std::string_view tenant, uint64_t hash, std::string_view id);
+uint64_t PrefixKeyHash(std::string_view key);
 
 // The tenant of any key with one.
 std::string_view KeyTenant(std::string_view key);

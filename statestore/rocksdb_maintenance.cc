@@ -105,7 +105,8 @@ absl::Status RocksDbStore::ForgetDamaged(const std::string& tenant, const StateI
   Counters difference{-1, -1, 0, 0};
   batch.Delete(Key(KeyKind::kManifest, tenant, id));
   // Which of them name it only the manifest knew.
-  for (KeyKind kind : {KeyKind::kChild, KeyKind::kMadeIn, KeyKind::kLabel, KeyKind::kExpiry}) {
+  for (KeyKind kind :
+       {KeyKind::kChild, KeyKind::kMadeIn, KeyKind::kLabel, KeyKind::kExpiry, KeyKind::kPrefix}) {
     const std::string prefix = KeyPrefix(kind, tenant);
     RocksDbRange range(database_->db(), prefix, PrefixEnd(prefix), nullptr);
     for (range.iterator().SeekToFirst(); range.iterator().Valid(); range.iterator().Next()) {
@@ -125,7 +126,7 @@ absl::Status RocksDbStore::ForgetDamaged(const std::string& tenant, const StateI
   }
   if (!chunk->status().ok()) return FromRocksDb(chunk->status(), "read chunk");
   batch.Merge(KeyPrefix(KeyKind::kCounters, tenant), EncodeCounters(difference));
-  return database_->Write(&batch, /*sync=*/true);
+  return WriteIndexed(&batch, /*sync=*/true);
 }
 
 absl::Status RocksDbStore::AddBackup(const std::string& directory) {

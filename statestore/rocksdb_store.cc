@@ -113,6 +113,7 @@ absl::Status RocksDbStore::Recover() {
     return range.status();
   });
   uint64_t num_orphan_chunks = 0;
+  if (status.ok()) status = LoadPrefixIndex();
   if (status.ok()) status = SweepOrphans(&num_orphan_chunks);
   if (status.ok()) status = SweepGarbage();
   if (status.ok() && num_orphan_chunks > 0 && events_ != nullptr) {

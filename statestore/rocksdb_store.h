@@ -26,6 +26,10 @@ struct RocksDbOptions {
   size_t max_requests_per_tenant = kMaxRequestsPerTenant;
   // States that one page of a list looks at; a page that reaches it ends early, with a token.
   size_t max_scanned_per_page = 20000;
+  size_t max_prefix_candidates = kMaxPrefixCandidates;  // that FindPrefix looks at
+  // Hashes of prefixes kept in memory, 24 bytes each; states with others are not found.
+  size_t max_prefix_hashes = size_t{1} << 22;
+  uint64_t prefix_hash_mask = ~uint64_t{0};          // fewer bits in tests: more of them are equal
   uint64_t write_buffer_bytes = uint64_t{64} << 20;  // of chunks, in memory, before a flush
   bool create_if_missing = true;                     // else NOT_FOUND where there is no store
   rocksdb::Env* env = nullptr;  // for fault injection in tests; null = the system's

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "statestore/commit_locks.h"
+#include "statestore/prefix_index.h"
 #include "statestore/rocksdb_counters.h"
 #include "statestore/rocksdb_database.h"
 #include "statestore/rocksdb_keys.h"
@@ -43,6 +45,7 @@ class RocksDbStore final : public StateStore {
         clock_(clock),
         events_(events),
         etags_(std::move(clock)),
+        prefix_index_(options.max_prefix_hashes),
         database_(std::move(database)) {}
 
   // Once, before anything else: counts requests, removes what unfinished work left.
@@ -60,6 +63,8 @@ class RocksDbStore final : public StateStore {
   absl::Status VerifyState(const std::string& tenant, const StateId& id) override;
   absl::StatusOr<std::vector<StateManifest>> Ancestry(const std::string& tenant, const StateId& id,
                                                       size_t limit) override;
+  absl::StatusOr<PrefixMatch> FindPrefix(const std::string& tenant,
+                                         const PrefixQuery& query) override;
   absl::StatusOr<Session> GetSession(const std::string& tenant, const std::string& name) override;
   absl::StatusOr<Page<Session>> ListSessions(const std::string& tenant, int page_size,
                                              const std::string& page_token) override;
@@ -156,6 +161,22 @@ class RocksDbStore final : public StateStore {
   // Of a state whose manifest can't be read any more: everything that names it. Under LockAll.
   absl::Status ForgetDamaged(const std::string& tenant, const StateId& id);
 
+  // --- states by their tokens (rocksdb_prefix.cc) ---
+  absl::Status LoadPrefixIndex();
+  // For a new state whose parent is among `earlier`, of the same commit, or stored. Under the
+  // commit's locks.
+  std::optional<uint64_t> MakePrefixHash(const Commit::NewState& state,
+                                         std::span<const StateManifest> earlier);
+  // Of a manifest with a hash: what it is found under.
+  uint64_t IndexedHash(const StateManifest& manifest) const {
+    return *manifest.prefix_hash & options_.prefix_hash_mask;
+  }
+  // Writes; then the index in memory follows the batch's keys of prefixes.
+  absl::Status WriteIndexed(rocksdb::WriteBatch* batch, bool sync);
+  // Takes the state into `match` if it has the first `position` tokens of the prompt.
+  absl::Status TryPrefix(const std::string& tenant, const PrefixQuery& query, const StateId& id,
+                         uint64_t position, const rocksdb::Snapshot* snapshot, PrefixMatch* match);
+
   // --- looking after everything (rocksdb_maintenance.cc) ---
   // The first state of `tenant` after `last`; "" = there is none.
   absl::StatusOr<StateId> NextState(const std::string& tenant, const StateId& last);
@@ -168,6 +189,7 @@ class RocksDbStore final : public StateStore {
   const Clock clock_;
   StoreEvents* const events_;
   UlidGenerator etags_;
+  PrefixIndex prefix_index_;
   const std::unique_ptr<RocksDbDatabase> database_;
   CommitLocks locks_;
   absl::Mutex mutex_;

@@ -50,7 +50,7 @@ absl::Status RocksDbStore::DropState(const StoredManifest& stored, bool sync) {
     if (!status.ok()) return status;
   }
   batch.Merge(KeyPrefix(KeyKind::kCounters, manifest.tenant), EncodeCounters(difference));
-  status = database_->Write(&batch, sync);
+  status = WriteIndexed(&batch, sync);
   if (!status.ok() || rest.empty()) return status;
   return FinishRemovals(manifest.tenant, rest);
 }
@@ -70,6 +70,9 @@ absl::Status RocksDbStore::PlanDrop(const StoredManifest& stored, rocksdb::Write
   }
   if (manifest.expires != absl::InfiniteFuture()) {
     batch->Delete(ExpiryKey(KeyKind::kExpiry, tenant, manifest.expires, manifest.id));
+  }
+  if (manifest.prefix_hash.has_value()) {
+    batch->Delete(PrefixKey(tenant, IndexedHash(manifest), manifest.id));
   }
   *difference += {-1, 0, 0, -static_cast<int64_t>(manifest.stored_bytes)};
   // Sessions that could have gone back to it no longer can.

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -89,7 +90,8 @@ struct StateManifest {
   // Ancestors that are snapshots of the same session, by position, as far as they had not been
   // thinned when this state was made. Not of dropped states.
   std::vector<SnapshotRef> snapshots;
-  // Rolling hash of all `position` tokens consumed. Absent: not all of them are known.
+  // Rolling hash of all `position` tokens consumed (prefix_hash.h), made by the store: prompts that
+  // begin with them find the state by it. Absent: not all of them are known, or it is not reusable.
   std::optional<uint64_t> prefix_hash;
 
   // Its numbers are not those that an unrounded thread would have.
@@ -127,6 +129,9 @@ struct Commit {
   struct NewState {
     StateManifest manifest;           // id, tenant and created filled in by the caller
     const engine::StateBuffer* slot;  // layout.slot_bytes bytes; borrowed during the call
+    // False: FindPrefix never gives it, nor what descends from it. For bytes that the caller did
+    // not compute from the tokens itself, such as an import's.
+    bool is_reusable = true;
   };
   std::vector<NewState> states;
   struct HeadMove {
@@ -163,6 +168,28 @@ struct StateUpdate {
   std::optional<Labels> labels;  // replaces all labels
   std::optional<absl::Time> expires;
   std::optional<bool> pinned;
+};
+
+// A prompt that looks for a state that has consumed its first tokens.
+struct PrefixQuery {
+  engine::ModelIdentity identity;   // of who will go on from it
+  std::span<const int32_t> tokens;  // the prompt; borrowed
+  std::vector<StateId> skip;        // as if they were not there
+};
+inline constexpr size_t kMaxPrefixCandidates = 64;   // that one look-up looks at
+inline constexpr size_t kMaxPrefixAncestors = 4096;  // of a state that it may be found with
+
+struct PrefixMatch {
+  // The longest state with `position` < tokens.size() whose consumed tokens are the first
+  // `position` of the prompt, of the same fingerprint, tokenizer and numerics all the way back, and
+  // never rounded; the newest of equals. "" = none.
+  StateId id;
+  uint64_t position = 0;
+  // A longer one that has the tokens, but not, or not surely, bit for bit the numbers. "" = none.
+  StateId inexact_id;
+  uint64_t inexact_position = 0;
+  std::string inexact_reason;    // for people
+  std::vector<StateId> damaged;  // that were passed over; each is a fault (StoreEvents) as well
 };
 
 struct StoreStats {
@@ -239,6 +266,14 @@ class StateStore {
   // transcripts.
   virtual absl::StatusOr<std::vector<StateManifest>> Ancestry(const std::string& tenant,
                                                               const StateId& id, size_t limit) = 0;
+
+  // Compares the tokens themselves, whatever their hash says. States that are dropped, expired, or
+  // of another tenant or model are never found; nor are those of whose tokens not all are known (an
+  // ancestor's manifest is not there), those made before manifests had hashes, and those with more
+  // than kMaxPrefixAncestors. More than kMaxPrefixCandidates states with hashes of the prompt are
+  // not looked at.
+  virtual absl::StatusOr<PrefixMatch> FindPrefix(const std::string& tenant,
+                                                 const PrefixQuery& query) = 0;
 
   virtual absl::StatusOr<Session> GetSession(const std::string& tenant,
                                              const std::string& name) = 0;

@@ -63,6 +63,10 @@ class HookedStore final : public statestore::StateStore {
                                                                   size_t limit) override {
     return store_->Ancestry(tenant, id, limit);
   }
+  absl::StatusOr<statestore::PrefixMatch> FindPrefix(
+      const std::string& tenant, const statestore::PrefixQuery& query) override {
+    return store_->FindPrefix(tenant, query);
+  }
   absl::StatusOr<statestore::Session> GetSession(const std::string& tenant,
                                                  const std::string& name) override {
     return store_->GetSession(tenant, name);
