@@ -131,6 +131,9 @@ void SamplingFlags::Declare(CLI::App* app) {
       ->take_all();
   app->add_flag("--ignore-eos", ignore_eos, "Go on past the end of sequence")
       ->group(kSamplingGroup);
+  app->add_flag("--no-prefix-reuse", no_prefix_reuse,
+                "Compute all of a new thread's prompt, whatever states are stored")
+      ->group(kStateGroup);
   add("--logprobs", logprobs, "Log-probabilities: of the chosen token and the N likeliest", "N");
   add("--priority", priority, "Higher is served first", "N");
 }
@@ -140,6 +143,7 @@ void SamplingFlags::Fill(v1::GenerateRequest* request) const {
   if (max_tokens) request->set_max_tokens(*max_tokens);
   if (min_tokens) request->set_min_tokens(*min_tokens);
   if (priority) request->set_priority(*priority);
+  if (no_prefix_reuse) request->set_prefix_reuse(false);
   if (temperature) sampling->set_temperature(*temperature);
   if (top_k) sampling->set_top_k(*top_k);
   if (top_p) sampling->set_top_p(*top_p);

@@ -38,7 +38,7 @@ struct LabelFlags {
   void Fill(google::protobuf::Map<std::string, std::string>* map) const;
 };
 
-// What to generate: sampling, stops, lengths.
+// What to generate, and how: sampling, stops, lengths.
 struct SamplingFlags {
   std::optional<int32_t> max_tokens, min_tokens, top_k, logprobs, priority;
   std::optional<float> temperature, top_p, min_p;
@@ -48,6 +48,7 @@ struct SamplingFlags {
   std::vector<std::string> stop_strings;
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;
+  bool no_prefix_reuse = false;
 
   void Declare(CLI::App* app);
   // Only what was given: the server knows the defaults.

@@ -91,6 +91,12 @@ void ServeFlags::Declare(CLI::App* app) {
   add.Text("--chat-format", o.chat_format, "Format of chats; default: the model's", "NAME");
   add.Number("--default-ttl-seconds", o.default_ttl_seconds, "Of states; 0 = for ever");
   add.Text("--codec", o.codec, "How states are stored: raw, zstd, or bf16 (rounds)", "CODEC");
+  add.Text("--prefix-reuse", o.prefix_reuse,
+           "on or off: go on from stored states that begin as a prompt does", "ON|OFF");
+  add.Number("--prefix-max-states", o.prefix_max_states,
+             "Stored by the server itself where prompts part; 0 = none");
+  add.Number("--prefix-ttl-seconds", o.prefix_ttl_seconds,
+             "Of these, from their last use; 0 = for ever");
   add.Number("--scrub-bytes-per-second", o.scrub_bytes_per_second,
              "Stored states are read again that fast, to find damage; 0 = never");
   add.Number("--disk-reserve-bytes", o.disk_reserve_bytes,

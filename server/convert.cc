@@ -212,6 +212,7 @@ absl::Status ParseSource(const v1::GenerateRequest& request, GenerateParams* par
     status = CheckStateId("state_id", params->state_id);
   }
   params->fresh = request.fresh();
+  params->prefix_reuse = Optional(request.has_prefix_reuse(), request.prefix_reuse());
   params->session = request.session();
   params->expected_etag = request.expected_etag();
   if (status.ok() && !params->session.empty()) status = CheckName("session", params->session);

@@ -8,6 +8,7 @@
 #include "server/convert.h"
 #include "server/errors.h"
 #include "server/metrics.h"
+#include "server/prefix_reuse.h"
 
 namespace vivarium::server {
 
@@ -22,6 +23,10 @@ class GenerateCall::Sink final : public engine::StreamSink {
   bool AcceptsSnapshot(uint64_t /*position*/) override { return call_->AcceptsSnapshot(); }
   void OnSnapshot(std::unique_ptr<engine::StateSnapshot> snapshot) override {
     call_->OnSnapshot(std::move(snapshot));
+  }
+  bool AcceptsPromptState(uint64_t /*position*/) override { return call_->AcceptsPromptState(); }
+  void OnPromptState(std::unique_ptr<engine::StateSnapshot> state) override {
+    call_->OnPromptState(std::move(state));
   }
   void OnFinished(engine::FinishInfo info) override { call_->OnFinished(std::move(info)); }
 
@@ -99,7 +104,7 @@ absl::Status GenerateCall::PlanOrReplay() {
   }
   absl::StatusOr<GeneratePlan> plan = PlanGenerate(*parts_, params_);
   if (!plan.ok()) return plan.status();
-  started_.set_source_state_id(plan->source.state_id);
+  started_.set_source_state_id(plan->source_state_id);
   started_.set_reuse_explanation(plan->reuse_explanation);
   started_.set_numerics_changed(plan->numerics_changed);
   started_.set_session_created(plan->session_created);
@@ -109,6 +114,8 @@ absl::Status GenerateCall::PlanOrReplay() {
                                               : (num_new == 0 ? 0 : num_new - 1);
   parts_->metrics->CountReuse(plan->reuse);
   origin.source = std::move(plan->source);
+  origin.reused_tokens = std::move(plan->reused_tokens);
+  branch_tokens_ = std::move(plan->branch_tokens);
   origin.session = std::move(plan->session);
   saver_ = std::make_unique<StreamSaver>(parts_, &params_, std::move(origin));
   return Submit(*std::move(plan));
@@ -329,6 +336,20 @@ void GenerateCall::OnSnapshot(std::unique_ptr<engine::StateSnapshot> snapshot) {
     must_run = MustRunSaves();
   }
   if (must_run) parts_->executor->Continue([call = shared_from_this()] { call->RunSaves(); });
+}
+
+bool GenerateCall::AcceptsPromptState() {
+  branch_hold_ = parts_->prefixes->BeginSave(DefaultTenant());
+  return branch_hold_.has_value();
+}
+
+// Apart from the call, which neither waits for it nor hears how it ended.
+void GenerateCall::OnPromptState(std::unique_ptr<engine::StateSnapshot> state) {
+  parts_->executor->Continue([parts = parts_, state = std::move(state),
+                              tokens = std::move(branch_tokens_),
+                              hold = std::move(*branch_hold_)]() mutable {
+    parts->prefixes->Save(DefaultTenant(), std::move(state), tokens, std::move(hold));
+  });
 }
 
 void GenerateCall::OnFinished(engine::FinishInfo info) {

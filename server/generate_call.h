@@ -70,6 +70,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   void OnToken(const engine::TokenEvent& event) ABSL_LOCKS_EXCLUDED(mutex_);
   bool AcceptsSnapshot() ABSL_LOCKS_EXCLUDED(mutex_);
   void OnSnapshot(std::unique_ptr<engine::StateSnapshot> snapshot) ABSL_LOCKS_EXCLUDED(mutex_);
+  bool AcceptsPromptState();
+  void OnPromptState(std::unique_ptr<engine::StateSnapshot> state);
   void OnFinished(engine::FinishInfo info) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // From anywhere.
@@ -91,6 +93,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   GenerateParams params_;
   v1::Started started_;  // what the plan knows of it
   uint64_t prompt_end_position_ = 0;
+
+  // The engine's, once it has the stream: for the state at a branch of prompts.
+  std::vector<int32_t> branch_tokens_;
+  std::optional<HoldSet::Hold> branch_hold_;
 
   // Used by one piece of the executor's work at a time.
   std::unique_ptr<StreamSaver> saver_;

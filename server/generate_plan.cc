@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/runtime/state_convert.h"
 #include "server/errors.h"
+#include "server/prefix_reuse.h"
 #include "server/sampling.h"
 #include "server/validate.h"
 #include "statestore/slot_packing.h"
@@ -44,6 +45,7 @@ absl::Status FindSource(const Parts& parts, const GenerateParams& params, Genera
   auto source = LoadSource(parts, state_id, &plan->source);
   if (!source.ok()) return source.status();
   plan->request.source = *std::move(source);
+  plan->source_state_id = state_id;
   plan->reuse = kReuseRestored;
   plan->reuse_explanation =
       absl::StrCat("restored ",
@@ -64,6 +66,36 @@ absl::Status FindSource(const Parts& parts, const GenerateParams& params, Genera
                     loss.max_absolute_error, " (relatively ", loss.max_relative_error, ")");
   }
   return absl::OkStatus();
+}
+
+// Whether the request saves a state at `position`, the prompt's end, itself.
+bool SavesPromptEnd(const GenerateParams& params) {
+  return params.save.at_prompt_end || (params.max_tokens == 0 && params.save.at_end);
+}
+
+// For a prompt from nothing: takes a stored prefix of it as the source, and plans where the next
+// one is stored.
+void ReusePrefix(PrefixReuse& prefixes, const GenerateParams& params, GeneratePlan* plan) {
+  std::vector<int32_t>& prompt = plan->request.prompt;
+  const uint64_t prompt_end = prompt.empty() ? 0 : prompt.size() - 1;
+  PrefixPlan found = prefixes.Plan(DefaultTenant(), prompt, params.prefix_reuse);
+  if (found.branch_position && !(*found.branch_position == prompt_end && SavesPromptEnd(params))) {
+    plan->branch_tokens.assign(prompt.begin(),
+                               prompt.begin() + static_cast<ptrdiff_t>(*found.branch_position) + 1);
+  }
+  if (found.source == nullptr) {
+    absl::StrAppend(&plan->reuse_explanation, "; ", found.explanation);
+    return;
+  }
+  plan->reuse = kReusePrefix;
+  plan->reuse_explanation = std::move(found.explanation);
+  plan->source_state_id = std::move(found.state_id);
+  const auto num_reused = static_cast<ptrdiff_t>(found.source->position) + 1;
+  for (ptrdiff_t i = 0; i < num_reused; ++i) {
+    plan->reused_tokens.push_back({prompt[static_cast<size_t>(i)], /*is_output=*/false});
+  }
+  prompt.erase(prompt.begin(), prompt.begin() + num_reused);
+  plan->request.source = std::move(found.source);
 }
 
 }  // namespace
@@ -181,6 +213,9 @@ absl::StatusOr<GeneratePlan> PlanGenerate(const Parts& parts, const GeneratePara
   auto prompt = EncodeInput(parts, params.input, request.source.get());
   if (!prompt.ok()) return prompt.status();
   request.prompt = *std::move(prompt);
+  if (request.source == nullptr && parts.prefixes != nullptr) {
+    ReusePrefix(*parts.prefixes, params, &plan);
+  }
   request.sampling =
       ResolveSampling(params.sampling, parts.model.generation_defaults,
                       params.input.empty() ? &request.source->sampling : nullptr, FreshSeed());
@@ -195,6 +230,9 @@ absl::StatusOr<GeneratePlan> PlanGenerate(const Parts& parts, const GeneratePara
   request.save.at_end = params.save.saves_anything();
   request.save.at_prompt_end = params.save.at_prompt_end;
   request.save.every_tokens = params.save.every_tokens;
+  if (!plan.branch_tokens.empty()) {
+    request.save.prompt_positions = {plan.branch_tokens.size() - 1};
+  }
   request.priority = params.priority;
   request.deadline = params.deadline;
   return plan;

@@ -17,6 +17,7 @@ namespace vivarium::server {
 
 // Whether a source state was used, else why not: a label of metrics.
 inline constexpr std::string_view kReuseRestored = "restored";
+inline constexpr std::string_view kReusePrefix = "prefix";
 inline constexpr std::string_view kReuseNoSource = "no_source";
 inline constexpr std::string_view kReuseNewSession = "new_session";
 inline constexpr std::string_view kReuseFresh = "fresh";
@@ -36,6 +37,14 @@ struct GeneratePlan {
   engine::EngineRequest request;
   std::optional<LeasedSession> session;  // leased where its head will move
   SourceLineage source;
+  std::string
+      source_state_id;  // `source`'s, or that of the state whose prefix is reused; "" = none
+  // Of a prompt that goes on from a reused prefix: its tokens up to the source's pending one. What
+  // is saved has no parent and begins with them, as if they had been computed.
+  std::vector<engine::TranscriptToken> reused_tokens;
+  // Where the engine is asked for a state for later prompts: the prompt's tokens up to the pending
+  // one there; empty = nowhere.
+  std::vector<int32_t> branch_tokens;
   std::string_view reuse;         // kReuse...
   std::string reuse_explanation;  // the same, for people
   bool numerics_changed = false;

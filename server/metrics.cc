@@ -116,6 +116,16 @@ struct Metrics::Families {
       Counter("vivarium_rpcs_total", "Finished calls by method and status code.");
   prometheus::Family<prometheus::Counter>& reuse = Counter(
       "vivarium_generate_sources_total", "Streams by source: restored, or why nothing was reused.");
+  prometheus::Family<prometheus::Counter>& prefix_lookups =
+      Counter("vivarium_prefix_lookups_total", "Prompts from nothing, by what a look-up found.");
+  prometheus::Histogram& prefix_lookup_time = Latency(
+      "vivarium_prefix_lookup_seconds", "Looking for a stored prefix, loading the state included.");
+  prometheus::Counter& prefix_tokens =
+      Counter("vivarium_prefix_restored_tokens_total",
+              "Tokens not computed again thanks to prefix reuse, of started streams.")
+          .Add({});
+  prometheus::Family<prometheus::Counter>& prefix_states = Counter(
+      "vivarium_prefix_states_total", "States at branches of prompts, by what became of them.");
   prometheus::Counter& restored_tokens =
       Counter("vivarium_restored_tokens_total", "Tokens not computed again, of ended streams.")
           .Add({});
@@ -177,6 +187,22 @@ void Metrics::CountRpc(std::string_view method, const absl::Status& status) {
 
 void Metrics::CountReuse(std::string_view reason) {
   families_->reuse.Add({{"source", std::string(reason)}}).Increment();
+}
+
+void Metrics::CountPrefixLookup(std::string_view result) {
+  families_->prefix_lookups.Add({{"result", std::string(result)}}).Increment();
+}
+
+void Metrics::ObservePrefixLookup(absl::Duration duration) {
+  families_->prefix_lookup_time.Observe(absl::ToDoubleSeconds(duration));
+}
+
+void Metrics::CountPrefixState(std::string_view what) {
+  families_->prefix_states.Add({{"what", std::string(what)}}).Increment();
+}
+
+void Metrics::CountPrefixTokens(uint64_t restored) {
+  families_->prefix_tokens.Increment(static_cast<double>(restored));
 }
 
 void Metrics::CountTokens(uint64_t restored, uint64_t computed, uint64_t output) {

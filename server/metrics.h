@@ -23,7 +23,12 @@ class Metrics {
   Metrics& operator=(const Metrics&) = delete;
 
   void CountRpc(std::string_view method, const absl::Status& status);
-  void CountReuse(std::string_view reason);  // kReuse... of generate_plan.h
+  void CountReuse(std::string_view reason);         // kReuse... of generate_plan.h
+  void CountPrefixLookup(std::string_view result);  // kPrefix... of prefix_reuse.h
+  void ObservePrefixLookup(absl::Duration duration);
+  // Of states stored for prefix reuse: "stored", "duplicate", "skipped", "failed", "dropped".
+  void CountPrefixState(std::string_view what);
+  void CountPrefixTokens(uint64_t restored);
   void CountTokens(uint64_t restored, uint64_t computed, uint64_t output);
   void CountSkippedSnapshot();
   void ObserveQueueTime(absl::Duration duration);

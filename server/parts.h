@@ -26,6 +26,7 @@ class logger;
 namespace vivarium::server {
 
 class Metrics;
+class PrefixReuse;
 
 // The only tenant for now; every key of the store carries it.
 inline const std::string& DefaultTenant() {
@@ -57,6 +58,7 @@ struct Parts {
   engine::Engine* engine = nullptr;
   statestore::StateStore* store = nullptr;
   SessionManager* sessions = nullptr;
+  PrefixReuse* prefixes = nullptr;  // null: no prefix is reused
   statestore::UlidGenerator* ids = nullptr;
   Executor* executor = nullptr;
   WritePump* pump = nullptr;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -54,6 +55,7 @@ struct GenerateParams {
   std::string session;
   std::string expected_etag;
   Input input;
+  std::optional<bool> prefix_reuse;  // absent: as the server was told
 
   SamplingOverrides sampling;
   int32_t num_top_logprobs = -1;  // as in EngineRequest

@@ -18,6 +18,7 @@
 #include "server/grpc_port.h"
 #include "server/metrics.h"
 #include "server/parts.h"
+#include "server/prefix_reuse.h"
 #include "statestore/memory_store.h"
 #include "statestore/rocksdb_store.h"
 
@@ -115,6 +116,7 @@ class RunningServer final : public Server, private engine::EngineEvents {
   std::unique_ptr<statestore::StateStore> store_;
   std::unique_ptr<SessionManager> sessions_;
   Parts parts_;
+  std::unique_ptr<PrefixReuse> prefixes_ = std::make_unique<PrefixReuse>(&parts_);
   // Work and writes that are left when the engine ends are still done: they come first.
   std::unique_ptr<WritePump> pump_ = std::make_unique<WritePump>();
   std::unique_ptr<Executor> executor_;
@@ -282,6 +284,7 @@ absl::Status RunningServer::OpenPorts() {
   parts_.engine = engine_.get();
   parts_.store = store_.get();
   parts_.sessions = sessions_.get();
+  parts_.prefixes = prefixes_.get();
   parts_.ids = &ids_;
   parts_.executor = executor_.get();
   parts_.pump = pump_.get();
@@ -354,7 +357,9 @@ void RunningServer::WaitUntilDrained() {
 
 void RunningServer::UpdateStoreMetrics() {
   auto stats = store_->Stats();
-  if (stats.ok()) metrics_.SetStore(*stats);
+  if (!stats.ok()) return;
+  metrics_.SetStore(*stats);
+  prefixes_->SetWritable(!stats->is_read_only);
 }
 
 void RunningServer::RunSweeps() {

@@ -58,7 +58,7 @@ absl::Status CheckAddress(std::string_view option, const std::string& address, b
 
 absl::Status CheckSizes(const ServerOptions& o) {
   constexpr int64_t kDay = 24 * 3600;
-  const std::array<IntRange, 17> ranges = {{
+  const std::array<IntRange, 19> ranges = {{
       {"threads", o.threads, 0, 256},
       {"max-slots", o.max_slots == engine::kAutoSlots ? 1 : o.max_slots, 1, engine::kMaxSlots},
       {"max-live-streams", o.max_live_streams, 1, 1 << 16},
@@ -71,6 +71,8 @@ absl::Status CheckSizes(const ServerOptions& o) {
       {"default-max-tokens", o.default_max_tokens, 1, o.max_tokens},
       {"max-prompt-tokens", o.max_prompt_tokens, 1, 1 << 22},
       {"default-ttl-seconds", o.default_ttl_seconds, 0, 100 * 366 * kDay},
+      {"prefix-max-states", o.prefix_max_states, 0, kMaxPrefixStates},
+      {"prefix-ttl-seconds", o.prefix_ttl_seconds, 0, 100 * 366 * kDay},
       {"scrub-bytes-per-second", o.scrub_bytes_per_second, 0, int64_t{1} << 40},
       {"disk-reserve-bytes", o.disk_reserve_bytes, 0, int64_t{1} << 60},
       {"sweep-seconds", o.sweep_seconds, 1, kDay},
@@ -145,6 +147,7 @@ absl::Status ValidateServerOptions(const ServerOptions& options) {
     status = CheckChoice("log-level", options.log_level, {"debug", "info", "warn", "error", "off"});
   }
   if (status.ok()) status = CheckChoice("codec", options.codec, {"raw", "zstd", "bf16"});
+  if (status.ok()) status = CheckChoice("prefix-reuse", options.prefix_reuse, {"on", "off"});
   if (status.ok() && options.device.empty()) {
     status = absl::InvalidArgumentError("--device is empty; expected e.g. \"cpu\"");
   }

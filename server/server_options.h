@@ -56,6 +56,12 @@ struct ServerOptions {
   // States. 0 = states of requests without a ttl never expire.
   int64_t default_ttl_seconds = 0;
   std::string codec = "raw";  // of states whose request names none: "raw", "zstd", "bf16"
+  // Prefix reuse (README.md): whether threads from nothing go on from stored states that have
+  // consumed the same first tokens where a request doesn't say; how many states are stored for that
+  // by the server itself, 0 = none, and for how long after their last use, 0 = for ever.
+  std::string prefix_reuse = "on";  // "on", "off"
+  int32_t prefix_max_states = 64;
+  int64_t prefix_ttl_seconds = 3600;
   // How fast stored states are read again to find damage before it is met; 0 = never.
   int64_t scrub_bytes_per_second = int64_t{4} << 20;
   int64_t disk_reserve_bytes = int64_t{256} << 20;  // rocksdb_store.h
@@ -70,6 +76,7 @@ struct ServerOptions {
 };
 
 inline constexpr std::string_view kMemoryStore = "memory:";
+inline constexpr int32_t kMaxPrefixStates = 1 << 16;  // ServerOptions::prefix_max_states at most
 
 // INVALID_ARGUMENT naming the first bad option, its value and what is expected; FAILED_PRECONDITION
 // for an address that needs `insecure`. Looks at the values only, not at files or devices.

@@ -27,6 +27,10 @@ StateManifest StreamSaver::NextManifest(engine::StateSnapshot* snapshot) const {
   manifest.recent_tokens = std::move(snapshot->recent_tokens);
   manifest.text_tail = std::move(snapshot->text_tail);
   manifest.transcript = std::move(snapshot->transcript);
+  if (last_id_.empty()) {
+    manifest.transcript.insert(manifest.transcript.begin(), origin_.reused_tokens.begin(),
+                               origin_.reused_tokens.end());
+  }
   manifest.session = params_->session;
   manifest.labels = params_->labels;
   manifest.codec = params_->save.codec;

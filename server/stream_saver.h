@@ -23,6 +23,9 @@ class StreamSaver {
  public:
   struct Origin {
     SourceLineage source;
+    // The thread's first tokens, which the engine was spared: they begin the first state's
+    // transcript (GeneratePlan::reused_tokens).
+    std::vector<engine::TranscriptToken> reused_tokens;
     std::optional<LeasedSession> session;  // the one whose head may move
     HoldSet::Hold request;                 // of the request id, if there is one
   };

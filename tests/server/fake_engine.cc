@@ -188,11 +188,30 @@ void FakeEngine::Prefill(Stream& stream) {
     stream.recent = request.source->recent_tokens;
     tokens.insert(tokens.begin(), request.source->pending_token);
   }
-  for (const int32_t token : request.prompt) stream.since_snapshot.push_back({token, false});
-  for (size_t i = 0; i + 1 < tokens.size(); ++i) Consume(stream, tokens[i]);
-  stream.pending = tokens.back();
-  for (const int32_t token : request.prompt) stream.recent.push_back({token, false});
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (i > 0 || !request.source) {
+      stream.since_snapshot.push_back({tokens[i], false});
+      stream.recent.push_back({tokens[i], false});
+    }
+    stream.pending = tokens[i];
+    const bool is_end = i + 1 == tokens.size();
+    if (!is_end || !request.save.at_prompt_end) OfferPromptState(stream);
+    if (!is_end) Consume(stream, tokens[i]);
+  }
   if (request.save.at_prompt_end) stream.sink->OnSnapshot(Snapshot(stream));
+}
+
+void FakeEngine::OfferPromptState(Stream& stream) {
+  const std::vector<uint64_t>& positions = stream.request.save.prompt_positions;
+  if (!std::binary_search(positions.begin(), positions.end(), stream.position) ||
+      !stream.sink->AcceptsPromptState(stream.position)) {
+    return;
+  }
+  auto since_snapshot = stream.since_snapshot;
+  auto state = Snapshot(stream);
+  state->transcript.clear();
+  stream.since_snapshot = std::move(since_snapshot);
+  stream.sink->OnPromptState(std::move(state));
 }
 
 bool FakeEngine::TakePermission() {

@@ -51,6 +51,7 @@ class FakeEngine final : public engine::Engine {
   // True when it has finished.
   bool Step(Stream& stream);
   void Prefill(Stream& stream);
+  void OfferPromptState(Stream& stream);
   bool Decode(Stream& stream);
   void Consume(Stream& stream, int32_t token);
   void Finish(Stream& stream, engine::FinishReason reason, absl::Status status);
