@@ -176,7 +176,10 @@ struct Metrics::Families {
   std::unique_ptr<prometheus::Exposer> exposer;  // goes first
 };
 
-Metrics::Metrics() : families_(std::make_unique<Families>()) {}
+Metrics::Metrics() : families_(std::make_unique<Families>()) {
+  // There from the start, so that alerts on errors have something to compare the first one with.
+  families_->store_errors.Add({{"operation", "background"}, {"code", "FAULT"}});
+}
 Metrics::~Metrics() = default;
 
 void Metrics::CountRpc(std::string_view method, const absl::Status& status) {
