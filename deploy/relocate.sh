@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by make_bundle.sh and make_release.sh: makes a folder of programs independent of the
 # libraries of the machine that built it.
 

@@ -1,0 +1,158 @@
+#!/usr/bin/env bash
+# container_test.sh [OPTIONS]: builds the image with buildah, runs it with podman as it is meant to
+# be run (read-only, no capabilities, not root), and lets it do its job: generate in a session,
+# be stopped in the middle of a stream (which drains it), start again on the same volume, go on
+# exactly; then the same volume under the other target. Needs root and a Debian mirror; all images,
+# containers and volumes live in a temporary folder.
+#
+#   --build DIR     the build folder (default: build)
+#   --no-build      take the Debian package that is there
+#   --from-source   compile inside the image's build instead of taking the package
+#   --base TAR      the base, from `mmdebstrap --variant=minbase bookworm TAR`; made when absent
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")/.."
+
+build=build build_first=1 base="" package_from=prebuilt
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --build) build=${2:?--build needs a folder}; shift ;;
+    --no-build) build_first=0 ;;
+    --from-source) package_from=build build_first=0 ;;
+    --base) base=${2:?--base needs a tar file}; shift ;;
+    -h|--help) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
+    *) echo "container_test.sh: unknown option '$1' (see --help)" >&2; exit 2 ;;
+  esac
+  shift
+done
+deploy/missing_tools.sh buildah podman runc mmdebstrap jq iptables
+[ "$(id -u)" = 0 ] || { echo "container_test.sh: needs root" >&2; exit 1; }
+[ "$build" = build ] || [ $package_from = build ] ||
+  { echo "container_test.sh: the image takes the package from build/ only" >&2; exit 2; }
+
+step() { printf '\n=== %s (%s s)\n' "$1" "$SECONDS"; }
+fail() { echo "container_test.sh: $*" >&2; exit 1; }
+expect() { [ "$2" = "$3" ] || fail "$1: expected '$3', found '$2'"; }
+
+work=$(mktemp -d)
+export CONTAINERS_CONF=$PWD/deploy/containers.conf
+driver=vfs  # works everywhere; overlay copies less
+! grep -qw overlay /proc/filesystems || driver=overlay
+storage=(--root "$work/storage" --runroot "$work/run" --storage-driver "$driver")
+# Where no systemd runs, podman says each time that it has no timer for the health check.
+podman() { command podman "${storage[@]}" "$@" 2> >(grep -v 'systemd connection' >&2); }
+cleanup() {
+  status=$?
+  [ "$status" = 0 ] || podman logs vivarium 2>&1 | tail -n 30 >&2 || true
+  podman rm --all --force --time 0 >/dev/null 2>&1 || true
+  while umount "$work"/storage/overlay/*/merged "$work/storage/overlay" 2>/dev/null; do :; done
+  rm -rf --one-file-system "$work"
+}
+trap cleanup EXIT
+
+if [ $build_first = 1 ]; then
+  step "the package"
+  cmake -S . -B "$build" -G Ninja >/dev/null
+  ninja -C "$build" --quiet deb
+fi
+
+step "the base image"
+base=${base:-$work/base.tar}
+[ -s "$base" ] || mmdebstrap --quiet --variant=minbase bookworm "$base"
+podman import --quiet "$base" localhost/debian:bookworm >/dev/null
+
+# What the compiler has done on this machine before need not be done again inside.
+ccache=()
+[ $package_from = prebuilt ] || [ ! -d ~/.cache/ccache ] ||
+  ccache=(--volume ~/.cache/ccache:/root/.cache/ccache)
+build_image() {  # TARGET
+  buildah "${storage[@]}" bud --quiet --isolation chroot --format docker --target "$1" \
+    -f deploy/Containerfile --ignorefile deploy/Containerfile.dockerignore \
+    --build-arg BASE=localhost/debian:bookworm --build-arg PACKAGE_FROM=$package_from \
+    --build-arg JOBS="${JOBS:-$(nproc)}" "${ccache[@]}" \
+    --build-arg VERSION="$(sed -n 's/^project(vivarium VERSION \([^ ]*\).*/\1/p' CMakeLists.txt)" \
+    --build-arg REVISION="$(git rev-parse HEAD 2>/dev/null || echo unknown)" \
+    --build-arg CREATED="$(date -u +%Y-%m-%dT%H:%M:%SZ)" -t "localhost/vivarium:$1" . >"$work/build.log" 2>&1 ||
+    { tail -n 50 "$work/build.log" >&2; fail "the image $1 does not build"; }
+}
+step "the image, target cpu ($package_from)"
+build_image cpu
+
+step "what it says of itself"
+podman inspect localhost/vivarium:cpu >"$work/image.json"
+inspect() { jq -r ".[0]$1" "$work/image.json"; }
+expect user "$(inspect .Config.User)" 10001:10001
+expect entrypoint "$(inspect '.Config.Entrypoint | join(" ")')" /usr/bin/vivarium
+expect health "$(jq -r '.[0] | (.HealthCheck // .Healthcheck).Test | join(" ")' "$work/image.json")" "CMD /usr/bin/vivarium health"
+expect signal "$(inspect .Config.StopSignal)" SIGTERM
+expect version "$(inspect '.Labels["org.opencontainers.image.version"]')" \
+  "$(sed -n 's/^project(vivarium VERSION \([^ ]*\).*/\1/p' CMakeLists.txt)"
+expect base "$(inspect '.Labels["org.opencontainers.image.base.name"]')" localhost/debian:bookworm
+in_image() { podman run --rm --network none --user 0 --entrypoint "$1" localhost/vivarium:cpu "${@:2}"; }
+in_image /usr/bin/vivarium version
+in_image /usr/bin/cat /usr/share/doc/vivarium/image-packages.tsv >"$work/packages.tsv"
+for package in vivarium libgrpc++1.51 librocksdb7.8 libc6; do
+  grep -q "^$package	" "$work/packages.tsv" || fail "the package list has no $package"
+done
+expect "files that change the user" "$(in_image /usr/bin/find / -xdev -perm /6000 -type f)" ""
+
+# As deploy/compose.yaml and deploy/kubernetes run it.
+podman volume create states >/dev/null
+start() {  # IMAGE
+  podman run --detach --name vivarium --read-only --cap-drop all \
+    --security-opt no-new-privileges --publish 127.0.0.1::50051 --publish 127.0.0.1::9464 \
+    --volume states:/var/lib/vivarium "localhost/vivarium:$1" serve \
+    --config /etc/vivarium/vivarium.toml --threads 1 --drain-seconds 1 >/dev/null
+  podman exec vivarium /usr/bin/vivarium health --wait 60 >/dev/null
+}
+stop() {
+  podman stop --time 60 vivarium >/dev/null
+  expect "exit code of a drain" "$(podman inspect --format '{{.State.ExitCode}}' vivarium)" 0
+  podman rm vivarium >/dev/null
+}
+client() { podman exec vivarium /usr/bin/vivarium "$@"; }
+
+step "serve, read-only, as user 10001"
+start cpu
+podman healthcheck run vivarium || fail "the health check fails"
+expect "user of the process" "$(podman top vivarium huser | tail -n 1)" 10001
+! podman exec vivarium /usr/bin/touch /usr/bin/x 2>/dev/null || fail "the root file system is writable"
+port=$(podman port vivarium 9464/tcp)
+curl -sf "http://$port/metrics" | grep -q '^vivarium_slots ' || fail "no metrics on $port"
+
+step "a session that is stopped in the middle of a stream"
+client generate --json --session pause --temperature 0.8 --seed 3 --ignore-eos --max-tokens 100000 \
+  "Once upon a time" >"$work/drained.json" &
+stream=$!
+for _ in $(seq 300); do
+  [ "$(curl -sf "http://$port/metrics" | sed -n 's/^vivarium_engine_decode_tokens_total //p')" -lt 50 ] || break
+  sleep 0.1
+done
+stop
+wait $stream || fail "the stream was not told how it ended"
+expect "end of the stream" "$(jq -r .finish_reason "$work/drained.json")" drained
+num_before=$(jq '.token_ids|length' "$work/drained.json")
+state=$(jq -r .state_id "$work/drained.json")
+echo "$num_before tokens, then saved as $state"
+
+step "again on the same volume: it goes on exactly"
+start cpu
+client generate --json --session pause --ignore-eos --max-tokens 40 '' >"$work/resumed.json"
+expect "restored tokens" "$(jq -r '.usage.restored_tokens > 0' "$work/resumed.json")" true
+client generate --json --temperature 0.8 --seed 3 --ignore-eos --max-tokens $((num_before + 40)) \
+  --save none "Once upon a time" >"$work/whole.json"
+expect "tokens" "$(jq -sc '.[0].token_ids + .[1].token_ids' "$work/drained.json" "$work/resumed.json")" \
+  "$(jq -c .token_ids "$work/whole.json")"
+echo "$((num_before + 40)) tokens, the same as without the stop"
+stop
+
+step "target cuda, on the same volume (without a GPU: on the CPU)"
+build_image cuda
+expect "what NVIDIA's runtime looks for" \
+  "$(podman inspect localhost/vivarium:cuda | jq -r '.[0].Config.Env[]' | grep -c '^NVIDIA_')" 2
+start cuda
+client generate --json --state "$state" --ignore-eos --max-tokens 40 '' >"$work/other.json"
+expect "tokens under the other image" "$(jq -c .token_ids "$work/other.json")" \
+  "$(jq -c .token_ids "$work/resumed.json")"
+stop
+
+step "the image works"
