@@ -133,12 +133,15 @@ grpc::Status ChatThread::RewindStates(uint32_t num_answers) {
   v1::GetHistoryResponse history;
   grpc::Status status = History(&history);
   if (!status.ok()) return status;
-  const int size = history.states_size();
-  if (num_answers >= static_cast<uint32_t>(size)) {
-    return {grpc::StatusCode::INVALID_ARGUMENT,
-            absl::StrCat("there are only ", size, " states; /new starts from nothing")};
+  std::vector<int> answers;  // without snapshots on the way
+  for (int i = 0; i < history.states_size(); ++i) {
+    if (!history.states(i).snapshot()) answers.push_back(i);
   }
-  const v1::State& target = history.states(size - 1 - static_cast<int>(num_answers));
+  if (num_answers >= answers.size()) {
+    return {grpc::StatusCode::INVALID_ARGUMENT,
+            absl::StrCat("there are only ", answers.size(), " states; /new starts from nothing")};
+  }
+  const v1::State& target = history.states(answers[answers.size() - 1 - num_answers]);
   if (target.dropped()) {
     return {grpc::StatusCode::NOT_FOUND, absl::StrCat("state ", target.id(), " has been dropped")};
   }

@@ -16,6 +16,7 @@ constexpr char kSamplingGroup[] = "Sampling";
 constexpr char kStateGroup[] = "State";
 constexpr char kServerGroup[] = "Server";
 constexpr uint32_t kMinEveryTokens = 16;
+constexpr uint32_t kMaxKeepSnapshots = 64;
 
 // "NAME=VALUE" with something on the left.
 std::string CheckAssignment(const std::string& text) {
@@ -55,18 +56,22 @@ absl::Status ParseSavePolicy(const std::string& text, v1::SavePolicy* policy) {
   const std::vector<std::string> words = absl::StrSplit(text, ',');
   for (const std::string& word : words) {
     uint32_t every = 0;
+    uint32_t keep = 0;
     if (word == "none" && words.size() == 1) return absl::OkStatus();
     if (word == "end") {
       policy->set_at_end(true);
     } else if (word == "prompt") {
       policy->set_at_prompt_end(true);
     } else if (word.rfind("every=", 0) == 0 && absl::SimpleAtoi(word.substr(6), &every) &&
-               every >= kMinEveryTokens) {
+               (every == 0 || every >= kMinEveryTokens)) {
       policy->set_every_tokens(every);
+    } else if (word.rfind("keep=", 0) == 0 && absl::SimpleAtoi(word.substr(5), &keep) &&
+               keep >= 1 && keep <= kMaxKeepSnapshots) {
+      policy->set_keep_snapshots(keep);
     } else {
       return absl::InvalidArgumentError(absl::StrCat(
-          "'", word,
-          "' is none of: none (alone), end, prompt, every=N with N >= ", kMinEveryTokens));
+          "'", word, "' is none of: none (alone), end, prompt, every=N with N 0 or >= ",
+          kMinEveryTokens, ", keep=K with K 1 to ", kMaxKeepSnapshots));
     }
   }
   return absl::OkStatus();
@@ -173,7 +178,8 @@ void StateFlags::Declare(CLI::App* app) {
   app->add_flag("--fresh", fresh, "Start from nothing, even where the session exists")
       ->excludes(state_option)
       ->group(kStateGroup);
-  app->add_option("--save", save, "none, or any of end, prompt, every=N with commas between")
+  app->add_option("--save", save,
+                  "none, or any of end, prompt, every=N[,keep=K] with commas between")
       ->type_name("WHEN")
       ->check(CheckSavePolicy)
       ->capture_default_str()

@@ -68,8 +68,8 @@ struct StateFlags {
   void Fill(v1::GenerateRequest* request) const;
 };
 
-// "none", or "end", "prompt", "every=N" in any combination, with commas. INVALID_ARGUMENT naming
-// the word that is none of them.
+// "none", or "end", "prompt", "every=N", "keep=K" in any combination, with commas. INVALID_ARGUMENT
+// naming the word that is none of them.
 absl::Status ParseSavePolicy(const std::string& text, v1::SavePolicy* policy);
 
 }  // namespace vivarium::cli

@@ -23,6 +23,7 @@ constexpr char kFooter[] =
     "  vivarium generate --session me --chat 'What is my dog called?'\n"
     "  vivarium generate --state st_... ''          go on from the pending token\n"
     "  vivarium generate --file book.txt --max-tokens 0 --save end     read now, ask later\n"
+    "  vivarium generate --session book --file book.txt --save end,every=1000,keep=8\n"
     "  vivarium generate --json --seed 7 'The king said' | jq -r .state_id\n";
 
 class GenerateCommand : public ServerCommand {

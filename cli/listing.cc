@@ -76,6 +76,7 @@ std::string FormatLabels(const v1::State& state) {
   std::string text;
   if (state.dropped()) text += "(dropped) ";
   if (state.pinned()) text += "(pinned) ";
+  if (state.snapshot()) text += "(snapshot) ";
   const std::map<std::string, std::string> sorted(state.labels().begin(), state.labels().end());
   for (const auto& [name, value] : sorted) absl::StrAppend(&text, name, "=", value, " ");
   if (!text.empty()) text.pop_back();
@@ -97,6 +98,11 @@ std::string DescribeState(const v1::State& state) {
   if (state.max_absolute_error() > 0) {
     line("rounding", absl::StrCat("off by up to ", state.max_absolute_error(), ", relatively ",
                                   state.max_relative_error()));
+  }
+  if (state.inherited_absolute_error() > 0) {
+    line("inherited", absl::StrCat("rounding of what it was computed from: by up to ",
+                                   state.inherited_absolute_error(), ", relatively ",
+                                   state.inherited_relative_error()));
   }
   line("created", FormatWhen(state.create_time()));
   line("expires", state.has_expire_time() ? FormatWhen(state.expire_time()) : "never");

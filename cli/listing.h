@@ -24,7 +24,7 @@ grpc::Status ListSessions(Client& client, size_t limit, std::vector<v1::Session>
 
 // "now", "5 min ago", "in 3 h", "2024-05-01"; "-" when absent.
 std::string FormatWhen(const google::protobuf::Timestamp& when);
-// "a=1 b=2"; pinned and dropped states say so first.
+// "a=1 b=2"; pinned and dropped states and snapshots say so first.
 std::string FormatLabels(const v1::State& state);
 
 // One state, a field a line.

@@ -90,6 +90,10 @@ void ServeFlags::Declare(CLI::App* app) {
   add.Group("States");
   add.Text("--chat-format", o.chat_format, "Format of chats; default: the model's", "NAME");
   add.Number("--default-ttl-seconds", o.default_ttl_seconds, "Of states; 0 = for ever");
+  add.Number("--snapshot-every", o.snapshot_every,
+             "Streams that save their end also save every so many tokens; 0 = no");
+  add.Number("--snapshot-keep", o.snapshot_keep,
+             "Of those the newest that are kept; further back ever fewer");
   add.Text("--codec", o.codec, "How states are stored: raw, zstd, or bf16 (rounds)", "CODEC");
   add.Text("--prefix-reuse", o.prefix_reuse,
            "on or off: go on from stored states that begin as a prompt does", "ON|OFF");

@@ -3,6 +3,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "cli/client.h"
 #include "cli/exit_code.h"
@@ -184,10 +186,13 @@ class SessionsRewindCommand : public ServerCommand {
     CLI::App* app = parent->add_subcommand("rewind", "Move a session's head back to an ancestor");
     app->add_option("NAME", name_, "The session")->required();
     constexpr char kGroup[] = "Where to (one of)";
-    app->add_option("--steps", steps_, "That many states back")->type_name("N")->group(kGroup);
-    app->add_option("--to", state_id_, "To this state")->type_name("ID")->group(kGroup);
-    app->add_option("--position", position_, "To the newest one at or before that many tokens")
-        ->type_name("TOKENS")
+    app->add_option("--steps", steps_, "That many states back, not counting snapshots")
+        ->type_name("N")
+        ->group(kGroup);
+    app->add_option("--to", to_,
+                    "To this state, or to the newest one at or before that many tokens")
+        ->type_name("POSITION|STATE")
+        ->check(CheckTarget)
         ->group(kGroup);
     app->add_option("--etag", etag_, "Only if the session's etag is still this")->type_name("ETAG");
     json_.Declare(app, "the session");
@@ -196,27 +201,32 @@ class SessionsRewindCommand : public ServerCommand {
   }
 
   int Prepare() override {
-    const int num_targets = (steps_ ? 1 : 0) + (position_ ? 1 : 0) + (state_id_.empty() ? 0 : 1);
-    if (num_targets != 1) {
-      return Fail(kExitUsage, "sessions rewind needs one of --steps, --to and --position");
-    }
-    return kExitOk;
+    if (steps_.has_value() == to_.empty()) return kExitOk;
+    return Fail(kExitUsage, "sessions rewind needs one of --steps and --to");
   }
 
   int RunWith(Client& client) override {
     v1::RewindSessionRequest request;
     request.set_name(name_);
     if (steps_) request.set_steps(*steps_);
-    if (position_) request.set_position(*position_);
-    if (!state_id_.empty()) request.set_state_id(state_id_);
+    if (uint64_t position = 0; absl::SimpleAtoi(to_, &position)) {
+      request.set_position(position);
+    } else if (!to_.empty()) {
+      request.set_state_id(to_);
+    }
     request.set_expected_etag(etag_);
     return CallAndPrint(client, &v1::Sessions::Stub::RewindSession, request, json_.json);
   }
 
  private:
-  std::string name_, state_id_, etag_;
+  static std::string CheckTarget(const std::string& text) {
+    uint64_t position = 0;
+    if (absl::SimpleAtoi(text, &position) || absl::StartsWith(text, "st_")) return "";
+    return "'" + text + "' is neither a number of tokens nor a state's id (st_...)";
+  }
+
+  std::string name_, to_, etag_;
   std::optional<uint32_t> steps_;
-  std::optional<uint64_t> position_;
   JsonFlag json_;
 };
 

@@ -177,7 +177,7 @@ class StatesTreeCommand : public ServerCommand {
  public:
   CLI::App* Declare(CLI::App* parent) override {
     CLI::App* app = parent->add_subcommand(
-        "tree", "Show which states grew out of which; <- marks sessions' heads");
+        "tree", "Show which states grew out of which, snapshots marked; <- marks sessions' heads");
     app->add_option("--session", session_, "Only those made in this session")->type_name("NAME");
     connection_.Declare(app);
     return app;

@@ -13,6 +13,7 @@
 #include "server/errors.h"
 #include "server/validate.h"
 #include "statestore/slot_packing.h"
+#include "statestore/snapshot_thinning.h"
 
 namespace vivarium::server {
 namespace {
@@ -153,14 +154,23 @@ absl::Status ParseSave(const v1::GenerateRequest& request, const RequestLimits& 
       save.codec().empty() ? limits.default_codec : statestore::StateCodecFor(save.codec());
   if (!codec) return InvalidField("save.codec", save.codec(), "raw, zstd or bf16");
   plan->codec = *codec;
-  if (request.session().empty()) return absl::OkStatus();
-  if (!request.has_save()) plan->at_end = true;
-  if (!plan->saves_anything()) return absl::OkStatus();
-  if (plan->at_prompt_end && !plan->at_end && plan->every_tokens == 0) {
-    plan->head = SavePlan::Head::kToPromptEnd;
-  } else {
-    plan->at_end = true;
-    plan->head = SavePlan::Head::kToEnd;
+  plan->keep_snapshots =
+      save.has_keep_snapshots() ? save.keep_snapshots() : limits.default_keep_snapshots;
+  if (plan->keep_snapshots < 1 || plan->keep_snapshots > statestore::kMaxKeptNewest) {
+    return InvalidField("save.keep_snapshots", absl::StrCat(plan->keep_snapshots),
+                        absl::StrCat("1 to ", statestore::kMaxKeptNewest));
+  }
+  if (!request.session().empty()) {
+    if (!request.has_save()) plan->at_end = true;
+    if (plan->at_prompt_end && !plan->at_end && plan->every_tokens == 0) {
+      plan->head = SavePlan::Head::kToPromptEnd;
+    } else if (plan->saves_anything()) {
+      plan->at_end = true;
+      plan->head = SavePlan::Head::kToEnd;
+    }
+  }
+  if (plan->at_end && !save.has_every_tokens()) {
+    plan->every_tokens = limits.default_save_every_tokens;
   }
   return absl::OkStatus();
 }

@@ -196,6 +196,8 @@ RequestLimits LimitsOf(const Parts& parts) {
   if (parts.options.default_ttl_seconds > 0) {
     limits.default_ttl = absl::Seconds(parts.options.default_ttl_seconds);
   }
+  limits.default_save_every_tokens = static_cast<uint32_t>(parts.options.snapshot_every);
+  limits.default_keep_snapshots = static_cast<uint32_t>(parts.options.snapshot_keep);
   limits.default_codec =
       statestore::StateCodecFor(parts.options.codec).value_or(limits.default_codec);
   return limits;

@@ -43,6 +43,7 @@ struct SavePlan {
   bool at_end = false;
   bool at_prompt_end = false;
   uint32_t every_tokens = 0;
+  uint32_t keep_snapshots = 1;  // the newest: snapshot_thinning.h
   statestore::StateCodec codec = statestore::StateCodec::kRaw;
   Head head = Head::kStands;
 
@@ -86,6 +87,8 @@ struct RequestLimits {
   int32_t max_prompt_tokens = 0;
   absl::Duration default_ttl = absl::InfiniteDuration();
   statestore::StateCodec default_codec = statestore::StateCodec::kRaw;
+  uint32_t default_save_every_tokens = 0;  // of streams that save their end
+  uint32_t default_keep_snapshots = 8;
 };
 
 }  // namespace vivarium::server

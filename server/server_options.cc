@@ -7,6 +7,8 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "server/request.h"
+#include "statestore/snapshot_thinning.h"
 
 namespace vivarium::server {
 namespace {
@@ -58,7 +60,7 @@ absl::Status CheckAddress(std::string_view option, const std::string& address, b
 
 absl::Status CheckSizes(const ServerOptions& o) {
   constexpr int64_t kDay = 24 * 3600;
-  const std::array<IntRange, 19> ranges = {{
+  const std::array<IntRange, 21> ranges = {{
       {"threads", o.threads, 0, 256},
       {"max-slots", o.max_slots == engine::kAutoSlots ? 1 : o.max_slots, 1, engine::kMaxSlots},
       {"max-live-streams", o.max_live_streams, 1, 1 << 16},
@@ -73,6 +75,10 @@ absl::Status CheckSizes(const ServerOptions& o) {
       {"default-ttl-seconds", o.default_ttl_seconds, 0, 100 * 366 * kDay},
       {"prefix-max-states", o.prefix_max_states, 0, kMaxPrefixStates},
       {"prefix-ttl-seconds", o.prefix_ttl_seconds, 0, 100 * 366 * kDay},
+      // 0, or what a request may ask for.
+      {"snapshot-every", o.snapshot_every, o.snapshot_every == 0 ? 0 : kMinSaveEveryTokens,
+       1 << 24},
+      {"snapshot-keep", o.snapshot_keep, 1, statestore::kMaxKeptNewest},
       {"scrub-bytes-per-second", o.scrub_bytes_per_second, 0, int64_t{1} << 40},
       {"disk-reserve-bytes", o.disk_reserve_bytes, 0, int64_t{1} << 60},
       {"sweep-seconds", o.sweep_seconds, 1, kDay},

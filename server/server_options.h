@@ -55,6 +55,10 @@ struct ServerOptions {
 
   // States. 0 = states of requests without a ttl never expire.
   int64_t default_ttl_seconds = 0;
+  // Snapshots on the way, of streams that save their end and don't say: every so many tokens, 0 =
+  // none; and how many of the newest are kept (server/README.md, "Thinning").
+  int32_t snapshot_every = 0;
+  int32_t snapshot_keep = 8;
   std::string codec = "raw";  // of states whose request names none: "raw", "zstd", "bf16"
   // Prefix reuse (README.md): whether threads from nothing go on from stored states that have
   // consumed the same first tokens where a request doesn't say; how many states are stored for that

@@ -2,19 +2,17 @@
 
 #include <algorithm>
 #include <utility>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "server/convert.h"
 #include "server/errors.h"
 #include "server/paging.h"
+#include "server/rewind.h"
 #include "server/unary.h"
 #include "server/validate.h"
 
 namespace vivarium::server {
 namespace {
-
-using statestore::StateManifest;
 
 absl::Status NotThere(const std::string& session) {
   return WithReason(absl::NotFoundError(absl::StrCat("session ", session, " does not exist")),
@@ -122,71 +120,42 @@ absl::Status History(const Parts& parts, const v1::GetHistoryRequest& request,
   return absl::OkStatus();
 }
 
-absl::Status CantRewind(const std::string& session, const std::string& why) {
-  return WithReason(
-      absl::FailedPreconditionError(absl::StrCat("session ", session, " can't be rewound: ", why)),
-      "CANT_REWIND", {{"session", session}});
-}
-
-// Which of `ancestry` (the head first) is meant.
-absl::StatusOr<size_t> FindTarget(const v1::RewindSessionRequest& request,
-                                  const std::vector<StateManifest>& ancestry) {
-  const auto find = [&](const auto& is_it) -> std::optional<size_t> {
-    const auto it = std::find_if(ancestry.begin(), ancestry.end(), is_it);
-    if (it == ancestry.end()) return std::nullopt;
-    return static_cast<size_t>(it - ancestry.begin());
-  };
-  std::optional<size_t> target;
+absl::StatusOr<RewindTarget> ParseTarget(const v1::RewindSessionRequest& request) {
+  RewindTarget target;
   switch (request.to_case()) {
     case v1::RewindSessionRequest::kStateId:
-      target = find([&](const StateManifest& m) { return m.id == request.state_id(); });
-      if (target) return *target;
-      return CantRewind(request.name(),
-                        absl::StrCat("state ", request.state_id(), " is no ancestor of its head"));
+      if (absl::Status status = CheckStateId("state_id", request.state_id()); !status.ok()) {
+        return status;
+      }
+      target.state_id = request.state_id();
+      return target;
     case v1::RewindSessionRequest::kPosition:
-      target = find([&](const StateManifest& m) { return m.position <= request.position(); });
-      if (target) return *target;
-      return CantRewind(request.name(),
-                        absl::StrCat("its oldest state is at position ", ancestry.back().position,
-                                     ", after ", request.position()));
+      target.position = request.position();
+      return target;
     case v1::RewindSessionRequest::kSteps:
       if (request.steps() == 0) return InvalidField("steps", "0", "at least 1");
-      if (request.steps() < ancestry.size()) return request.steps();
-      return CantRewind(request.name(), absl::StrCat("its head has ", ancestry.size() - 1,
-                                                     " ancestors, fewer than ", request.steps()));
+      target.steps = request.steps();
+      return target;
     case v1::RewindSessionRequest::TO_NOT_SET:
       break;
   }
   return InvalidField("to", "missing", "a state_id, a position or a number of steps");
 }
 
-absl::Status CheckRewind(const v1::RewindSessionRequest& request) {
-  absl::Status status = CheckName("name", request.name());
-  if (status.ok() && request.to_case() == v1::RewindSessionRequest::kStateId) {
-    status = CheckStateId("state_id", request.state_id());
-  }
-  return status;
-}
-
 absl::Status Rewind(const Parts& parts, const v1::RewindSessionRequest& request,
                     v1::Session* response) {
-  absl::Status status = CheckRewind(request);
+  absl::Status status = CheckName("name", request.name());
   if (!status.ok()) return status;
+  auto target = ParseTarget(request);
+  if (!target.ok()) return target.status();
   auto lease = parts.sessions->Lease(DefaultTenant(), request.name(), request.expected_etag());
   if (!lease.ok()) return lease.status();
   if (!lease->current) return NotThere(request.name());
-  auto ancestry = parts.store->Ancestry(DefaultTenant(), lease->current->head, kMaxRewindStates);
-  if (!ancestry.ok()) return ancestry.status();
-  auto target = FindTarget(request, *ancestry);
-  if (!target.ok()) return target.status();
-  const StateManifest& state = (*ancestry)[*target];
-  if (state.bytes_dropped) {
-    return CantRewind(request.name(),
-                      absl::StrCat("state ", state.id, " was deleted or has expired"));
-  }
+  auto state = FindRewindTarget(*parts.store, *lease->current, *target);
+  if (!state.ok()) return state.status();
   statestore::Commit commit;
   commit.tenant = DefaultTenant();
-  commit.head_move = statestore::Commit::HeadMove{request.name(), state.id, lease->etag()};
+  commit.head_move = statestore::Commit::HeadMove{request.name(), state->id, lease->etag()};
   status = parts.store->Apply(commit);
   if (!status.ok()) return status;
   auto session = Find(parts, request.name());

@@ -9,8 +9,6 @@ namespace vivarium::server {
 // Of one GetHistory.
 inline constexpr size_t kMaxHistoryStates = 1000;
 inline constexpr size_t kMaxHistoryBytes = size_t{3} << 20;
-// States that RewindSession looks back over at most.
-inline constexpr size_t kMaxRewindStates = 10000;
 
 class SessionsService final : public v1::Sessions::CallbackService {
  public:

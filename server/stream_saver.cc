@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "statestore/snapshot_thinning.h"
+
 namespace vivarium::server {
 
 using engine::FinishReason;
@@ -12,7 +14,13 @@ StreamSaver::StreamSaver(const Parts* parts, const GenerateParams* params, Origi
     : parts_(parts),
       params_(params),
       origin_(std::move(origin)),
-      last_id_(origin_.source.state_id) {}
+      last_id_(origin_.source.state_id) {
+  SourceLineage& source = origin_.source;
+  // What a fork shares with the session that it comes from is that session's to thin.
+  if (source.session != params_->session) return;
+  snapshots_ = std::move(source.snapshots);
+  if (source.is_snapshot) snapshots_.push_back({source.state_id, source.position});
+}
 
 StateManifest StreamSaver::NextManifest(engine::StateSnapshot* snapshot) const {
   StateManifest manifest;
@@ -38,6 +46,7 @@ StateManifest StreamSaver::NextManifest(engine::StateSnapshot* snapshot) const {
   manifest.expires = manifest.created + params_->ttl;
   // What storing the chain's own states loses does not come back into the running stream.
   manifest.inherited_loss = origin_.source.loss;
+  manifest.snapshots = snapshots_;
   return manifest;
 }
 
@@ -46,13 +55,44 @@ absl::StatusOr<StateManifest> StreamSaver::Save(std::unique_ptr<engine::StateSna
   Commit commit;
   commit.tenant = DefaultTenant();
   commit.states.push_back({NextManifest(snapshot.get()), &snapshot->slot});
-  commit.states[0].manifest.is_snapshot = !is_prompt_end;
+  std::vector<statestore::SnapshotRef> left = is_prompt_end ? snapshots_ : PlanSnapshot(&commit);
   absl::Status status = parts_->store->Apply(commit);
   if (!status.ok()) return status;
+  snapshots_ = std::move(left);
   last_id_ = commit.states[0].manifest.id;
   if (is_prompt_end) prompt_end_id_ = last_id_;
   last_saved_ = AsStored(std::move(commit.states[0].manifest));
   return *last_saved_;
+}
+
+std::vector<statestore::SnapshotRef> StreamSaver::PlanSnapshot(Commit* commit) {
+  ForgetGoneSnapshots();
+  StateManifest& manifest = commit->states[0].manifest;
+  manifest.is_snapshot = true;
+  std::vector<statestore::SnapshotRef> all = snapshots_;
+  all.push_back({manifest.id, manifest.position});
+  std::vector<uint64_t> positions;
+  for (const statestore::SnapshotRef& snapshot : all) positions.push_back(snapshot.position);
+  const std::vector<bool> stays =
+      statestore::KeptSnapshots(positions, params_->save.keep_snapshots);
+  std::vector<statestore::SnapshotRef> left;
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (stays[i]) {
+      left.push_back(std::move(all[i]));
+    } else {
+      commit->thinned.push_back(std::move(all[i].id));
+    }
+  }
+  manifest.snapshots.assign(left.begin(), left.end() - 1);
+  return left;
+}
+
+void StreamSaver::ForgetGoneSnapshots() {
+  if (std::exchange(has_looked_for_gone_, true)) return;
+  std::erase_if(snapshots_, [this](const statestore::SnapshotRef& snapshot) {
+    auto manifest = parts_->store->GetManifest(DefaultTenant(), snapshot.id);
+    return manifest.ok() ? !manifest->is_snapshot : !absl::IsUnavailable(manifest.status());
+  });
 }
 
 // The manifest as read back, for what only the store knows, such as the stored size. It is durable
@@ -65,6 +105,7 @@ StateManifest StreamSaver::AsStored(StateManifest manifest) const {
 absl::Status StreamSaver::KeepLastSaved() {
   if (!last_saved_->is_snapshot) return absl::OkStatus();
   last_saved_->is_snapshot = false;
+  snapshots_.pop_back();
   return parts_->store->UpdateState(DefaultTenant(), last_saved_->id, {}).status();
 }
 

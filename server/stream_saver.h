@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "engine/runtime/engine.h"
@@ -32,7 +33,8 @@ class StreamSaver {
   // `parts` and `params` must outlive it.
   StreamSaver(const Parts* parts, const GenerateParams* params, Origin origin);
 
-  // Stores a snapshot as the next link. The head does not move.
+  // Stores a snapshot as the next link, and with it thins the older ones of its session. The head
+  // does not move.
   absl::StatusOr<statestore::StateManifest> Save(std::unique_ptr<engine::StateSnapshot> snapshot,
                                                  bool is_prompt_end);
 
@@ -50,6 +52,10 @@ class StreamSaver {
 
  private:
   statestore::StateManifest NextManifest(engine::StateSnapshot* snapshot) const;
+  // Makes the commit's one state a snapshot; returns those that are left then, itself the last.
+  std::vector<statestore::SnapshotRef> PlanSnapshot(statestore::Commit* commit);
+  // Those of earlier calls that have expired, or were deleted or updated, are none any more.
+  void ForgetGoneSnapshots();
   // The last saved state as the one that counts as the end's: nobody may thin it.
   absl::Status KeepLastSaved();
   bool WantsEndState(engine::FinishReason reason) const;
@@ -61,6 +67,9 @@ class StreamSaver {
   const GenerateParams* const params_;
   Origin origin_;
   std::string last_id_;  // the chain's end so far
+  // Of the chain and of earlier calls in its session, by position: what thinning may drop.
+  std::vector<statestore::SnapshotRef> snapshots_;
+  bool has_looked_for_gone_ = false;
   std::optional<statestore::StateManifest> last_saved_;
   std::string prompt_end_id_;
 };

@@ -96,7 +96,16 @@ TEST(SavePolicyTest, EveryForm) {
   ASSERT_TRUE(ParseSavePolicy("end,prompt,every=16", &policy).ok());
   EXPECT_TRUE(policy.at_end() && policy.at_prompt_end());
   EXPECT_EQ(policy.every_tokens(), 16u);
-  for (const char* bad : {"", "ends", "none,end", "every=15", "every=", "every=x", "end,"}) {
+  EXPECT_FALSE(policy.has_keep_snapshots());
+  ASSERT_TRUE(ParseSavePolicy("every=1000,keep=64", &policy).ok());
+  EXPECT_EQ(policy.keep_snapshots(), 64u);
+  EXPECT_FALSE(policy.at_end());
+  ASSERT_TRUE(ParseSavePolicy("end", &policy).ok());
+  EXPECT_FALSE(policy.has_every_tokens());  // the server's default
+  ASSERT_TRUE(ParseSavePolicy("end,every=0", &policy).ok());
+  EXPECT_TRUE(policy.has_every_tokens());  // not even then
+  for (const char* bad : {"", "ends", "none,end", "every=15", "every=", "every=x", "end,", "keep=0",
+                          "keep=65", "keep"}) {
     EXPECT_FALSE(ParseSavePolicy(bad, &policy).ok()) << bad;
   }
 }

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "tests/server/service_fixture.h"
 
 namespace vivarium::server {
@@ -9,6 +10,7 @@ namespace {
 
 using grpc::StatusCode;
 using testing::ElementsAre;
+using testing::HasSubstr;
 using testing::SizeIs;
 
 class SessionsTest : public ServiceTest {
@@ -149,6 +151,72 @@ TEST_F(SessionsTest, RewindsThatCannotBe) {
   request.set_state_id(other.id());
   expect(request, StatusCode::FAILED_PRECONDITION);
   EXPECT_EQ(store_.GetSession(DefaultTenant(), "s")->head, second.id());
+}
+
+// A thread of `num_states`, every tenth of them no snapshot, of which some were thinned since.
+class LongThreadTest : public SessionsTest {
+ protected:
+  static constexpr uint64_t kNumStates = 1100;
+  LongThreadTest() {
+    const v1::State first = Turn("s", {1, 2, 3});
+    auto saved = store_.Load(DefaultTenant(), first.id());
+    EXPECT_TRUE(saved.ok());
+    statestore::StateManifest manifest = saved->manifest;
+    manifest.transcript = {{1, false}};
+    for (uint64_t i = 0; i < kNumStates; ++i) {
+      manifest.parent_id = i == 0 ? "" : ids_of_thread_.back();
+      manifest.id = ids_.NextStateId();
+      manifest.position = 100 + 10 * i;
+      manifest.is_snapshot = i % 10 != 0;
+      ids_of_thread_.push_back(manifest.id);
+      statestore::Commit commit;
+      commit.tenant = DefaultTenant();
+      commit.states.push_back({manifest, &saved->slot});
+      if (i + 1 == kNumStates) {
+        commit.head_move = statestore::Commit::HeadMove{"s", manifest.id, "*"};
+      }
+      // All but the odd tens.
+      if (i > 10 && i % 10 == 9 && i / 10 % 2 == 0) {
+        for (uint64_t n = i - 8; n < i; ++n) commit.thinned.push_back(ids_of_thread_[n]);
+      }
+      EXPECT_TRUE(store_.Apply(commit).ok());
+    }
+  }
+  static uint64_t PositionOf(uint64_t i) { return 100 + 10 * i; }
+  std::vector<std::string> ids_of_thread_;
+};
+
+TEST_F(LongThreadTest, RewindsToAnyDepthAndNamesWhatIsLeft) {
+  v1::RewindSessionRequest request;
+  v1::Session session;
+  request.set_name("s");
+  // Thinned: by id it can't be, and the error says what can.
+  request.set_state_id(ids_of_thread_[25]);
+  grpc::Status status = Rewind(request, &session);
+  EXPECT_EQ(status.error_code(), StatusCode::FAILED_PRECONDITION);
+  EXPECT_EQ(ErrorInfoOf(status).reason(), "CANT_REWIND");
+  for (uint64_t i : {uint64_t{20}, uint64_t{29}}) {
+    EXPECT_THAT(status.error_message(),
+                HasSubstr(absl::StrCat(PositionOf(i), " (", ids_of_thread_[i])));
+  }
+  // A hundred and one turns back, over a thousand states.
+  request.set_steps(101);
+  ASSERT_TRUE(Rewind(request, &session).ok());
+  EXPECT_EQ(session.head().position(), PositionOf(kNumStates - 10 - 1000));
+  request.set_position(99);
+  status = Rewind(request, &session);
+  EXPECT_EQ(status.error_code(), StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(status.error_message(), HasSubstr("its oldest state is at 100"));
+  request.set_position(PositionOf(25));  // the newest that is left at or before it
+  ASSERT_TRUE(Rewind(request, &session).ok());
+  EXPECT_EQ(session.head().id(), ids_of_thread_[20]);
+  request.set_position(PositionOf(15) + 3);
+  ASSERT_TRUE(Rewind(request, &session).ok());
+  EXPECT_EQ(session.head().id(), ids_of_thread_[15]);
+  EXPECT_THAT(History("s").states(), SizeIs(16));
+  request.set_position(~uint64_t{0});  // that is where it is
+  ASSERT_TRUE(Rewind(request, &session).ok());
+  EXPECT_EQ(session.head().id(), ids_of_thread_[15]);
 }
 
 TEST_F(SessionsTest, DeleteLeavesTheStates) {
