@@ -2,8 +2,10 @@
 # container_test.sh [OPTIONS]: builds the image with buildah, runs it with podman as it is meant to
 # be run (read-only, no capabilities, not root), and lets it do its job: generate in a session,
 # be stopped in the middle of a stream (which drains it), start again on the same volume, go on
-# exactly; then the same volume under the other target. Needs root and a Debian mirror; all images,
-# containers and volumes live in a temporary folder.
+# exactly; then the same volume under the other target, and in the pod of deploy/kubernetes (podman
+# play kube). Meanwhile a real Prometheus scrapes it, loads the alert rules and answers every
+# question of the dashboard. Needs root and a Debian mirror; all images, containers and volumes live
+# in a temporary folder.
 #
 #   --build DIR     the build folder (default: build)
 #   --no-build      take the Debian package that is there
@@ -24,7 +26,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-deploy/missing_tools.sh buildah podman runc mmdebstrap jq iptables
+deploy/missing_tools.sh buildah podman runc catatonit mmdebstrap jq curl iptables prometheus kubectl
 [ "$(id -u)" = 0 ] || { echo "container_test.sh: needs root" >&2; exit 1; }
 [ "$build" = build ] || [ $package_from = build ] ||
   { echo "container_test.sh: the image takes the package from build/ only" >&2; exit 2; }
@@ -40,9 +42,12 @@ driver=vfs  # works everywhere; overlay copies less
 storage=(--root "$work/storage" --runroot "$work/run" --storage-driver "$driver")
 # Where no systemd runs, podman says each time that it has no timer for the health check.
 podman() { command podman "${storage[@]}" "$@" 2> >(grep -v 'systemd connection' >&2); }
+prometheus_pid=""
 cleanup() {
   status=$?
   [ "$status" = 0 ] || podman logs vivarium 2>&1 | tail -n 30 >&2 || true
+  [ -z "$prometheus_pid" ] || { kill "$prometheus_pid"; wait "$prometheus_pid" || true; } 2>/dev/null
+  podman pod rm --all --force --time 0 >/dev/null 2>&1 || true
   podman rm --all --force --time 0 >/dev/null 2>&1 || true
   while umount "$work"/storage/overlay/*/merged "$work/storage/overlay" 2>/dev/null; do :; done
   rm -rf --one-file-system "$work"
@@ -65,7 +70,7 @@ ccache=()
 [ $package_from = prebuilt ] || [ ! -d ~/.cache/ccache ] ||
   ccache=(--volume ~/.cache/ccache:/root/.cache/ccache)
 build_image() {  # TARGET
-  buildah "${storage[@]}" bud --quiet --isolation chroot --format docker --target "$1" \
+  buildah "${storage[@]}" bud --quiet --layers --isolation chroot --format docker --target "$1" \
     -f deploy/Containerfile --ignorefile deploy/Containerfile.dockerignore \
     --build-arg BASE=localhost/debian:bookworm --build-arg PACKAGE_FROM=$package_from \
     --build-arg JOBS="${JOBS:-$(nproc)}" "${ccache[@]}" \
@@ -119,6 +124,34 @@ expect "user of the process" "$(podman top vivarium huser | tail -n 1)" 10001
 port=$(podman port vivarium 9464/tcp)
 curl -sf "http://$port/metrics" | grep -q '^vivarium_slots ' || fail "no metrics on $port"
 
+step "Prometheus: scrape, rules, the dashboard's questions"
+cp deploy/observability/vivarium.rules.yml "$work/"
+sed "s/vivarium:9464/$port/" deploy/observability/prometheus.yml >"$work/prometheus.yml"
+client generate --json --max-tokens 8 "Once upon a time" >/dev/null
+prometheus_port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+prometheus --config.file="$work/prometheus.yml" --storage.tsdb.path="$work/prometheus" \
+  --web.listen-address="127.0.0.1:$prometheus_port" 2>"$work/prometheus.log" &
+prometheus_pid=$!
+ask() { curl -sS --max-time 10 --get "http://127.0.0.1:$prometheus_port/api/v1/$1" "${@:2}"; }
+for _ in $(seq 300); do
+  [ "$(ask query --data-urlencode 'query=up' 2>/dev/null | jq -r '.data.result[0].value[1]' 2>/dev/null)" != 1 ] || break
+  sleep 0.1
+done
+expect "up" "$(ask query --data-urlencode 'query=up' | jq -r '.data.result[0].value[1]')" 1
+expect "rules in trouble" "$(ask rules | jq -c '[.data.groups[].rules[] | select(.lastError != null and .lastError != "") | .name]')" "[]"
+expect "rules" "$(ask rules | jq '[.data.groups[].rules[]] | length')" \
+  "$(grep -c 'alert:' deploy/observability/vivarium.rules.yml)"
+num_questions=0
+while read -r question; do
+  question=${question//\$__rate_interval/1m} question=${question//\$instance/.*}
+  expect "answer to $question" "$(ask query --data-urlencode "query=$question" | jq -r .status)" success
+  num_questions=$((num_questions + 1))
+done < <(jq -r '.. | .expr? // empty' deploy/observability/grafana/dashboards/vivarium.json)
+echo "$num_questions questions"
+kill "$prometheus_pid"
+wait "$prometheus_pid" || true
+prometheus_pid=""
+
 step "a session that is stopped in the middle of a stream"
 client generate --json --session pause --temperature 0.8 --seed 3 --ignore-eos --max-tokens 100000 \
   "Once upon a time" >"$work/drained.json" &
@@ -154,5 +187,16 @@ client generate --json --state "$state" --ignore-eos --max-tokens 40 '' >"$work/
 expect "tokens under the other image" "$(jq -c .token_ids "$work/other.json")" \
   "$(jq -c .token_ids "$work/resumed.json")"
 stop
+
+step "the pod of deploy/kubernetes, on the same volume"
+kubectl kustomize deploy/kubernetes/overlays/cpu >"$work/kubernetes.yaml"
+/usr/bin/python3 tests/deploy/manifests.py --pod "$work/kubernetes.yaml" >"$work/pod.yaml"
+podman play kube "$work/pod.yaml" >/dev/null
+in_pod() { podman exec vivarium-0-vivarium /usr/bin/vivarium "$@"; }
+in_pod health --wait 60 >/dev/null
+podman healthcheck run vivarium-0-vivarium || fail "the pod's probe fails"
+in_pod generate --json --state "$state" --ignore-eos --max-tokens 40 '' >"$work/pod.json"
+expect "tokens in the pod" "$(jq -c .token_ids "$work/pod.json")" "$(jq -c .token_ids "$work/resumed.json")"
+podman pod stop --time 60 vivarium-0 >/dev/null
 
 step "the image works"

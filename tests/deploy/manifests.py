@@ -393,7 +393,8 @@ def missed_mistakes(program):
 
 
 def as_pod(documents):
-    """The StatefulSet's first pod, with its config map and claim, as `podman play kube` takes them."""
+    """The StatefulSet's first pod and its config map, as `podman play kube` takes them: a claim is the
+    volume of its name, which may be there already."""
     stateful_set = next(document for document in documents if document["kind"] == "StatefulSet")
     template = stateful_set["spec"]["template"]
     spec = template["spec"]
@@ -404,7 +405,6 @@ def as_pod(documents):
     result = [document for document in documents if document["kind"] == "ConfigMap"]
     for claim in stateful_set["spec"]["volumeClaimTemplates"]:
         name = claim["metadata"]["name"]
-        result.append({"apiVersion": "v1", "kind": "PersistentVolumeClaim", **claim})
         spec["volumes"].append({"name": name, "persistentVolumeClaim": {"claimName": name}})
     pod = {"apiVersion": "v1", "kind": "Pod", "spec": spec,
            "metadata": {**template["metadata"], "name": stateful_set["metadata"]["name"] + "-0"}}
