@@ -105,6 +105,8 @@ void ServeFlags::Declare(CLI::App* app) {
              "Stored states are read again that fast, to find damage; 0 = never");
   add.Number("--disk-reserve-bytes", o.disk_reserve_bytes,
              "Below so much free disk nothing is saved, until there is space");
+  add.Number("--quota-states", o.quota_states, "States that may be stored; 0 = no limit");
+  add.Number("--quota-bytes", o.quota_bytes, "Bytes that they may take; 0 = no limit");
   add.Number("--sweep-seconds", o.sweep_seconds, "Between looks for expired states");
   add.Number("--request-ttl-seconds", o.request_ttl_seconds, "That a request id is remembered");
   add.Group("Running");

@@ -173,11 +173,10 @@ class StoreBackupCommand final : public StoreCommand {
 
  private:
   int RunOn(StateStore& store) override {
-    if (absl::Status status = store.AddBackup(backups_); !status.ok()) return FailLocally(status);
-    const auto infos = statestore::ListBackups(backups_);
-    if (!infos.ok()) return FailLocally(infos.status());
-    PrintLine(absl::StrCat("backup ", infos->back().id, ", ", FormatBytes(infos->back().num_bytes),
-                           ", in ", backups_));
+    const auto info = store.AddBackup(backups_, nullptr);
+    if (!info.ok()) return FailLocally(info.status());
+    PrintLine(absl::StrCat("backup ", info->id, ", ", FormatBytes(info->num_bytes), ", ",
+                           FormatBytes(info->new_bytes), " of it new, in ", backups_));
     return kExitOk;
   }
 

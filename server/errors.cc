@@ -10,6 +10,7 @@
 #include "engine/text/utf8.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
+#include "statestore/quota.h"
 
 namespace vivarium::server {
 namespace {
@@ -64,7 +65,18 @@ std::string_view DefaultReason(absl::StatusCode code) {
 google::rpc::ErrorInfo InfoOf(const absl::Status& status) {
   google::rpc::ErrorInfo info;
   const auto payload = status.GetPayload(kInfoUrl);
-  if (!payload.has_value() || !info.ParseFromString(std::string(*payload))) {
+  const auto quota = statestore::QuotaExceededOf(status);
+  if (!payload.has_value() && quota.has_value()) {
+    info.set_reason("QUOTA_EXCEEDED");
+    info.set_domain(std::string(kErrorDomain));
+    auto& metadata = *info.mutable_metadata();
+    metadata["tenant"] = quota->tenant;
+    metadata["what"] = quota->what;
+    metadata["used"] = std::to_string(quota->used);
+    metadata["reserved"] = std::to_string(quota->reserved);
+    metadata["asked"] = std::to_string(quota->asked);
+    metadata["limit"] = std::to_string(quota->limit);
+  } else if (!payload.has_value() || !info.ParseFromString(std::string(*payload))) {
     info.Clear();
     info.set_reason(std::string(DefaultReason(status.code())));
     info.set_domain(std::string(kErrorDomain));

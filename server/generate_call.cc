@@ -9,6 +9,7 @@
 #include "server/errors.h"
 #include "server/metrics.h"
 #include "server/prefix_reuse.h"
+#include "server/save_admission.h"
 
 namespace vivarium::server {
 
@@ -84,7 +85,7 @@ void GenerateCall::Plan() {
   absl::Status status =
       is_cancelled ? absl::CancelledError("the call was cancelled") : PlanOrReplay();
   if (status.ok()) return;
-  saver_ = nullptr;  // gives the session back before the client hears of it
+  ReleaseHolds();
   Report(status, {});
   End(status);
 }
@@ -104,6 +105,7 @@ absl::Status GenerateCall::PlanOrReplay() {
   }
   absl::StatusOr<GeneratePlan> plan = PlanGenerate(*parts_, params_);
   if (!plan.ok()) return plan.status();
+  if (absl::Status status = KeepQuota(&origin.quota); !status.ok()) return status;
   started_.set_source_state_id(plan->source_state_id);
   started_.set_reuse_explanation(plan->reuse_explanation);
   started_.set_numerics_changed(plan->numerics_changed);
@@ -119,6 +121,25 @@ absl::Status GenerateCall::PlanOrReplay() {
   origin.session = std::move(plan->session);
   saver_ = std::make_unique<StreamSaver>(parts_, &params_, std::move(origin));
   return Submit(*std::move(plan));
+}
+
+// Without quota for a first snapshot a stream that is to take some is refused; later it skips them.
+absl::Status GenerateCall::KeepQuota(statestore::StateReservation* quota) {
+  auto certain = AdmitSaves(*parts_, NumCertainStates(params_.save), params_.save.codec);
+  if (!certain.ok()) return certain.status();
+  auto first = AdmitSaves(*parts_, params_.save.every_tokens > 0 ? 1 : 0, params_.save.codec);
+  if (!first.ok()) return first.status();
+  *quota = *std::move(certain);
+  absl::MutexLock lock(&mutex_);
+  snapshot_quota_ = *std::move(first);
+  return absl::OkStatus();
+}
+
+// Session and quota are free before the client hears of the end.
+void GenerateCall::ReleaseHolds() {
+  saver_ = nullptr;
+  absl::MutexLock lock(&mutex_);
+  snapshot_quota_.Release();
 }
 
 absl::Status GenerateCall::Submit(GeneratePlan plan) {
@@ -184,7 +205,7 @@ void GenerateCall::RunSaves() {
 
 void GenerateCall::SaveOne(PendingSave save) {
   if (!save_failure_.ok()) return;
-  auto manifest = saver_->Save(std::move(save.snapshot), save.is_prompt_end);
+  auto manifest = saver_->Save(std::move(save.snapshot), save.is_prompt_end, std::move(save.quota));
   if (!manifest.ok()) {
     save_failure_ = manifest.status();
     return CancelStream();
@@ -227,7 +248,7 @@ void GenerateCall::Complete(engine::FinishInfo info) {
       finished.set_session_etag(end->session_etag);
     }
   }
-  saver_ = nullptr;  // gives the session back before the client hears of the end
+  ReleaseHolds();
   if (status.ok() && reason == FinishReason::kCancelled) {
     status = absl::CancelledError("the call was cancelled");
   } else if (status.ok() && reason == FinishReason::kDeadline) {
@@ -312,11 +333,18 @@ void GenerateCall::OnToken(const engine::TokenEvent& event) {
   if (must_ring) Ring();
 }
 
+bool GenerateCall::HasSnapshotQuota() {
+  if (snapshot_quota_.kept().num_states > 0) return true;
+  auto quota = parts_->store->Reserve(DefaultTenant(), 1, parts_->model.layout, params_.save.codec);
+  if (quota.ok()) snapshot_quota_ = *std::move(quota);
+  return quota.ok();
+}
+
 // One in flight: between the engine's question and the store's answer.
 bool GenerateCall::AcceptsSnapshot() {
   {
     absl::MutexLock lock(&mutex_);
-    if (num_snapshots_in_flight_ == 0) {
+    if (num_snapshots_in_flight_ == 0 && HasSnapshotQuota()) {
       ++num_snapshots_in_flight_;
       return true;
     }
@@ -332,7 +360,8 @@ void GenerateCall::OnSnapshot(std::unique_ptr<engine::StateSnapshot> snapshot) {
   {
     absl::MutexLock lock(&mutex_);
     num_snapshots_in_flight_ += is_prompt_end ? 1 : 0;  // of these the engine does not ask
-    saves_.push_back({std::move(snapshot), is_prompt_end});
+    saves_.push_back({std::move(snapshot), is_prompt_end, {}});
+    if (!is_prompt_end) saves_.back().quota = std::move(snapshot_quota_);
     must_run = MustRunSaves();
   }
   if (must_run) parts_->executor->Continue([call = shared_from_this()] { call->RunSaves(); });

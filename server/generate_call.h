@@ -52,6 +52,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   struct PendingSave {
     std::unique_ptr<engine::StateSnapshot> snapshot;
     bool is_prompt_end;
+    statestore::StateReservation quota;  // of an every-N one
   };
 
   absl::Status Admit(const v1::GenerateRequest& request);
@@ -60,6 +61,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   void Plan() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status PlanOrReplay();
   absl::Status Replay(const statestore::RequestRecord& record);
+  absl::Status KeepQuota(statestore::StateReservation* quota) ABSL_LOCKS_EXCLUDED(mutex_);
+  void ReleaseHolds() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status Submit(GeneratePlan plan);
   void RunSaves() ABSL_LOCKS_EXCLUDED(mutex_);
   void SaveOne(PendingSave save) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -69,6 +72,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   void OnStarted(const engine::StartedInfo& info) ABSL_LOCKS_EXCLUDED(mutex_);
   void OnToken(const engine::TokenEvent& event) ABSL_LOCKS_EXCLUDED(mutex_);
   bool AcceptsSnapshot() ABSL_LOCKS_EXCLUDED(mutex_);
+  bool HasSnapshotQuota() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnSnapshot(std::unique_ptr<engine::StateSnapshot> snapshot) ABSL_LOCKS_EXCLUDED(mutex_);
   bool AcceptsPromptState();
   void OnPromptState(std::unique_ptr<engine::StateSnapshot> state);
@@ -117,6 +121,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   bool is_cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   // Of the engine's snapshots, those on their way to the store: the prompt's end and one at most.
   int num_snapshots_in_flight_ ABSL_GUARDED_BY(mutex_) = 0;
+  statestore::StateReservation snapshot_quota_ ABSL_GUARDED_BY(mutex_);  // for the next one
   std::deque<PendingSave> saves_ ABSL_GUARDED_BY(mutex_);  // of these, those that wait
   std::optional<engine::FinishInfo> finish_info_ ABSL_GUARDED_BY(mutex_);
   bool is_saving_ ABSL_GUARDED_BY(mutex_) = false;

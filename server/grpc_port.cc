@@ -56,6 +56,12 @@ class RunningPort final : public GrpcPort {
     if (auto* const health = server_->GetHealthCheckService()) health->SetServingStatus(false);
   }
 
+  void SetSaving(bool can_save) override {
+    if (auto* const health = server_->GetHealthCheckService()) {
+      health->SetServingStatus(kSavingHealth, can_save);
+    }
+  }
+
   void Close(absl::Duration grace) override {
     if (server_ == nullptr) return;
     server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));

@@ -10,6 +10,8 @@
 
 namespace vivarium::server {
 
+// The health service's names: "" = the server; this one = whether it can save.
+inline constexpr char kSavingHealth[] = "vivarium.saving";
 inline constexpr int kMaxReceiveBytes = 10 << 20;  // kMaxTextBytes, or max_prompt_tokens ids, fit
 
 // Thread-safe. Destruction closes at once.
@@ -23,6 +25,8 @@ class GrpcPort {
   virtual const std::string& address() const = 0;  // HOST:PORT as bound
   // What the health service says from now on.
   virtual void StopServing() = 0;
+  // The same of kSavingHealth alone.
+  virtual void SetSaving(bool can_save) = 0;
   // Takes no calls any more; those open are cancelled after `grace`. Returns when all have ended.
   virtual void Close(absl::Duration grace) = 0;
 };

@@ -8,6 +8,7 @@
 #include "server/convert.h"
 #include "server/errors.h"
 #include "server/generate_plan.h"
+#include "server/save_admission.h"
 #include "server/states_service.h"
 #include "server/validate.h"
 
@@ -79,7 +80,10 @@ absl::Status ImportCall::TakePart() {
     if (status.ok() && !metadata_.session().empty()) {
       status = CheckName("metadata.session", metadata_.session());
     }
-    return status;
+    if (!status.ok()) return status;
+    auto quota = AdmitSaves(*parts_, 1, statestore::StateCodec::kRaw);
+    if (quota.ok()) quota_ = *std::move(quota);
+    return quota.status();
   }
   if (message_.part_case() != v1::ImportStateRequest::kData) {
     return InvalidField("part", message_.has_metadata() ? "metadata" : "missing",
@@ -113,11 +117,13 @@ absl::Status ImportCall::Store() {
   if (absl::Status status = parts_->CheckServing(); !status.ok()) return status;
   v1::ImportMetadata metadata;
   absl::StatusOr<statestore::SavedState> saved;
+  statestore::StateReservation quota;
   {
     absl::MutexLock lock(&mutex_);
     if (!has_metadata_) return InvalidField("metadata", "missing", "it in the first message");
     metadata = std::move(metadata_);
     saved = importer_.Finish();
+    quota = std::move(quota_);
   }
   if (!saved.ok()) return saved.status();
   absl::Status status = CheckSaved(*saved);
@@ -139,6 +145,7 @@ absl::Status ImportCall::Store() {
   commit.tenant = DefaultTenant();
   // Its bytes may be anybody's.
   commit.states.push_back({std::move(manifest), &saved->slot, /*is_reusable=*/false});
+  commit.reservation = &quota;
   LeasedSession session;
   if (!metadata.session().empty()) {
     auto lease = parts_->sessions->Lease(DefaultTenant(), metadata.session(), "");
@@ -158,6 +165,10 @@ absl::Status ImportCall::Store() {
 }
 
 void ImportCall::End(const absl::Status& status) {
+  {
+    absl::MutexLock lock(&mutex_);  // before the client hears of it
+    quota_.Release();
+  }
   ReportCall(*parts_, {"ImportState", status, absl::Now() - arrived_, ""});
   Finish(ToGrpcStatus(status, context_));
 }

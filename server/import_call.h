@@ -50,6 +50,7 @@ class ImportCall final : public grpc::ServerReadReactor<v1::ImportStateRequest> 
   statestore::StateImporter importer_ ABSL_GUARDED_BY(mutex_);
   v1::ImportMetadata metadata_ ABSL_GUARDED_BY(mutex_);
   bool has_metadata_ ABSL_GUARDED_BY(mutex_) = false;
+  statestore::StateReservation quota_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace vivarium::server

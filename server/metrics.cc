@@ -14,6 +14,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "server/parts.h"
 #include "server/process_memory.h"
 #include "server/server_options.h"
 
@@ -95,12 +96,51 @@ class EngineCollector final : public prometheus::Collectable {
   const engine::Engine* engine_ ABSL_GUARDED_BY(mutex_) = nullptr;
 };
 
+// What is used of the only tenant's quota, read when it is scraped.
+class QuotaCollector final : public prometheus::Collectable {
+ public:
+  void SetSource(std::function<statestore::QuotaUsage()> source) ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    source_ = std::move(source);
+  }
+
+  std::vector<MetricFamily> Collect() const override ABSL_LOCKS_EXCLUDED(mutex_) {
+    std::vector<MetricFamily> families;
+    absl::MutexLock lock(&mutex_);
+    if (!source_) return families;
+    const statestore::QuotaUsage usage = source_();
+    const auto add = [&](const char* name, const char* help, MetricType type, uint64_t value) {
+      families.push_back(Single(name, help, type, static_cast<double>(value)));
+      families.back().metric[0].label = {{"tenant", DefaultTenant()}};
+    };
+    const auto gauge = [&](const char* name, const char* help, uint64_t value) {
+      add(name, help, MetricType::Gauge, value);
+    };
+    gauge("vivarium_quota_states", "States that may be stored; 0 = no limit.",
+          usage.limit.num_states);
+    gauge("vivarium_quota_bytes", "Bytes that they may take; 0 = no limit.", usage.limit.num_bytes);
+    gauge("vivarium_quota_used_states", "States stored.", usage.used.num_states);
+    gauge("vivarium_quota_used_bytes", "Bytes that they take.", usage.used.num_bytes);
+    gauge("vivarium_quota_reserved_states", "States that running calls may still store.",
+          usage.reserved.num_states);
+    gauge("vivarium_quota_reserved_bytes", "Bytes that these may take.", usage.reserved.num_bytes);
+    add("vivarium_quota_refusals_total", "Refused for want of quota: calls, snapshots, commits.",
+        MetricType::Counter, usage.num_refusals);
+    return families;
+  }
+
+ private:
+  mutable absl::Mutex mutex_;
+  std::function<statestore::QuotaUsage()> source_ ABSL_GUARDED_BY(mutex_);
+};
+
 }  // namespace
 
 struct Metrics::Families {
   // Shared with the exposer's threads, which hold it weakly.
   std::shared_ptr<prometheus::Registry> registry = std::make_shared<prometheus::Registry>();
   std::shared_ptr<EngineCollector> engine = std::make_shared<EngineCollector>();
+  std::shared_ptr<QuotaCollector> quota = std::make_shared<QuotaCollector>();
 
   prometheus::Family<prometheus::Counter>& Counter(const char* name, const char* help) {
     return BuildCounter().Name(name).Help(help).Register(*registry);
@@ -277,6 +317,10 @@ void Metrics::SetDraining(bool is_draining) { families_->draining.Set(is_drainin
 
 void Metrics::SetEngine(const engine::Engine* engine) { families_->engine->SetEngine(engine); }
 
+void Metrics::SetQuotaSource(std::function<statestore::QuotaUsage()> source) {
+  families_->quota->SetSource(std::move(source));
+}
+
 absl::StatusOr<std::string> Metrics::Listen(const std::string& address) {
   HostPort parsed;
   absl::Status status = ParseHostPort("metrics-listen", address, &parsed);
@@ -294,6 +338,7 @@ absl::StatusOr<std::string> Metrics::Listen(const std::string& address) {
   }
   families_->exposer->RegisterCollectable(families_->registry);
   families_->exposer->RegisterCollectable(families_->engine);
+  families_->exposer->RegisterCollectable(families_->quota);
   const std::vector<int> ports = families_->exposer->GetListeningPorts();
   return absl::StrCat(bracketed, ":", ports.empty() ? parsed.port : ports[0]);
 }
@@ -301,6 +346,7 @@ absl::StatusOr<std::string> Metrics::Listen(const std::string& address) {
 std::string Metrics::Text() const {
   std::vector<MetricFamily> all = families_->registry->Collect();
   for (MetricFamily& family : families_->engine->Collect()) all.push_back(std::move(family));
+  for (MetricFamily& family : families_->quota->Collect()) all.push_back(std::move(family));
   return prometheus::TextSerializer().Serialize(all);
 }
 

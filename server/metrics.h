@@ -42,6 +42,8 @@ class Metrics {
   void SetStore(const statestore::StoreStats& stats);
   void SetDraining(bool is_draining);
 
+  // Asked at each scrape; nullptr stops that.
+  void SetQuotaSource(std::function<statestore::QuotaUsage()> source);
   // The engine's counters and gauges are read at each scrape; nullptr stops that.
   void SetEngine(const engine::Engine* engine);
 

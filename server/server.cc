@@ -246,11 +246,16 @@ absl::Status RunningServer::LoadText() {
 }
 
 absl::Status RunningServer::OpenStore() {
+  statestore::QuotaOptions quotas;
+  quotas.each_tenant = {static_cast<uint64_t>(parts_.options.quota_states),
+                        static_cast<uint64_t>(parts_.options.quota_bytes)};
   if (parts_.options.store_dir == kMemoryStore) {
-    store_ = std::make_unique<statestore::MemoryStore>(absl::Now, &observer_);
+    store_ = std::make_unique<statestore::MemoryStore>(absl::Now, &observer_,
+                                                       statestore::MemoryOptions{.quotas = quotas});
     log_->warn("event=store_opened store=memory note=\"nothing survives the process\"");
   } else {
     statestore::RocksDbOptions options;
+    options.quotas = quotas;
     options.disk_reserve_bytes = static_cast<uint64_t>(parts_.options.disk_reserve_bytes);
     auto store =
         statestore::OpenRocksDbStore(parts_.options.store_dir, options, absl::Now, &observer_);
@@ -259,6 +264,7 @@ absl::Status RunningServer::OpenStore() {
     log_->info("event=store_opened store={}", parts_.options.store_dir);
   }
   sessions_ = std::make_unique<SessionManager>(store_.get());
+  metrics_.SetQuotaSource([this] { return store_->GetQuota(DefaultTenant()); });
   return absl::OkStatus();
 }
 
@@ -291,7 +297,6 @@ absl::Status RunningServer::OpenPorts() {
   parts_.metrics = &metrics_;
   parts_.log = log_.get();
   parts_.drain = [this](absl::Time deadline) { Drain(deadline); };
-  UpdateStoreMetrics();
   if (!parts_.options.metrics_listen.empty()) {
     auto address = metrics_.Listen(parts_.options.metrics_listen);
     if (!address.ok()) return address.status();
@@ -300,6 +305,7 @@ absl::Status RunningServer::OpenPorts() {
   auto port = GrpcPort::Open(&parts_, parts_.options.listen);
   if (!port.ok()) return port.status();
   port_ = *std::move(port);
+  UpdateStoreMetrics();
   absl::MutexLock lock(&mutex_);
   is_open_ = true;
   return absl::OkStatus();
@@ -360,6 +366,7 @@ void RunningServer::UpdateStoreMetrics() {
   if (!stats.ok()) return;
   metrics_.SetStore(*stats);
   prefixes_->SetWritable(!stats->is_read_only);
+  if (port_ != nullptr && !parts_.is_draining) port_->SetSaving(!stats->is_read_only);
 }
 
 void RunningServer::RunSweeps() {
@@ -425,6 +432,7 @@ RunningServer::~RunningServer() {
   if (sweep_thread_.joinable()) sweep_thread_.join();
   if (scrub_thread_.joinable()) scrub_thread_.join();
   metrics_.SetEngine(nullptr);
+  metrics_.SetQuotaSource(nullptr);
 }
 
 }  // namespace

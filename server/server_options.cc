@@ -2,7 +2,6 @@
 
 #include <arpa/inet.h>
 
-#include <array>
 #include <charconv>
 #include <limits>
 
@@ -60,7 +59,7 @@ absl::Status CheckAddress(std::string_view option, const std::string& address, b
 
 absl::Status CheckSizes(const ServerOptions& o) {
   constexpr int64_t kDay = 24 * 3600;
-  const std::array<IntRange, 21> ranges = {{
+  const IntRange ranges[] = {
       {"threads", o.threads, 0, 256},
       {"max-slots", o.max_slots == engine::kAutoSlots ? 1 : o.max_slots, 1, engine::kMaxSlots},
       {"max-live-streams", o.max_live_streams, 1, 1 << 16},
@@ -81,10 +80,12 @@ absl::Status CheckSizes(const ServerOptions& o) {
       {"snapshot-keep", o.snapshot_keep, 1, statestore::kMaxKeptNewest},
       {"scrub-bytes-per-second", o.scrub_bytes_per_second, 0, int64_t{1} << 40},
       {"disk-reserve-bytes", o.disk_reserve_bytes, 0, int64_t{1} << 60},
+      {"quota-states", o.quota_states, 0, int64_t{1} << 40},
+      {"quota-bytes", o.quota_bytes, 0, int64_t{1} << 60},
       {"sweep-seconds", o.sweep_seconds, 1, kDay},
       {"request-ttl-seconds", o.request_ttl_seconds, 1, 30 * kDay},
       {"drain-seconds", o.drain_seconds, 0, kDay},
-  }};
+  };
   for (const IntRange& range : ranges) {
     if (absl::Status status = CheckRange(range); !status.ok()) return status;
   }

@@ -69,6 +69,9 @@ struct ServerOptions {
   // How fast stored states are read again to find damage before it is met; 0 = never.
   int64_t scrub_bytes_per_second = int64_t{4} << 20;
   int64_t disk_reserve_bytes = int64_t{256} << 20;  // rocksdb_store.h
+  // Of each tenant, quota.h: its states at most, and their bytes as stored. 0 = no limit.
+  int64_t quota_states = 0;
+  int64_t quota_bytes = 0;
   int32_t sweep_seconds = 60;  // how often expired states and requests are dropped
   // How long finished requests are remembered for idempotent retries (the store bounds how many).
   int32_t request_ttl_seconds = 3600;

@@ -52,12 +52,36 @@ absl::Status BeginDrain(const Parts& parts, const v1::DrainRequest& request) {
   return absl::OkStatus();
 }
 
-absl::Status MakeBackup(const Parts& parts, const v1::BackupRequest& request,
-                        v1::BackupResponse* response) {
-  absl::Status status = CheckName("name", request.name());
-  if (status.ok() && (request.name() == "." || request.name() == "..")) {
-    status = InvalidField("name", request.name(), "a directory's name");
+absl::Status CheckBackupName(std::string_view field, const std::string& name) {
+  absl::Status status = CheckName(field, name);
+  if (status.ok() && (name == "." || name == "..")) {
+    status = InvalidField(field, name, "a directory's name");
   }
+  return status;
+}
+
+absl::Status AddToSet(Parts& parts, const std::string& directory, v1::BackupResponse* response) {
+  auto info = parts.store->AddBackup(directory, [&](uint64_t copied_bytes) {
+    parts.backup_copied_bytes = static_cast<int64_t>(copied_bytes);
+  });
+  if (absl::IsAborted(info.status())) return WithReason(info.status(), "BACKUP_RUNNING");
+  parts.backup_copied_bytes = -1;
+  if (!info.ok()) return info.status();
+  response->set_directory(directory);
+  response->set_backup_id(info->id);
+  response->set_num_bytes(info->num_bytes);
+  response->set_new_bytes(info->new_bytes);
+  return absl::OkStatus();
+}
+
+absl::Status MakeBackup(Parts& parts, const v1::BackupRequest& request,
+                        v1::BackupResponse* response) {
+  const bool is_set = !request.set().empty();
+  if (is_set && !request.name().empty()) {
+    return InvalidField("set", request.set(), "it or a name, not both");
+  }
+  absl::Status status =
+      is_set ? CheckBackupName("set", request.set()) : CheckBackupName("name", request.name());
   if (!status.ok()) return status;
   if (parts.options.backups_dir.empty()) {
     return WithReason(absl::FailedPreconditionError(
@@ -71,10 +95,23 @@ absl::Status MakeBackup(const Parts& parts, const v1::BackupRequest& request,
     return absl::UnavailableError(
         absl::StrCat("the directory for backups can't be made: ", error.message()));
   }
+  if (is_set) return AddToSet(parts, (parent / request.set()).string(), response);
   const std::string directory = (parent / request.name()).string();
   status = parts.store->Backup(directory);
   if (status.ok()) response->set_directory(directory);
   return status;
+}
+
+void FillQuota(const Parts& parts, v1::QuotaUsage* out) {
+  const statestore::QuotaUsage usage = parts.store->GetQuota(DefaultTenant());
+  out->set_tenant(DefaultTenant());
+  out->set_max_states(usage.limit.num_states);
+  out->set_max_bytes(usage.limit.num_bytes);
+  out->set_used_states(usage.used.num_states);
+  out->set_used_bytes(usage.used.num_bytes);
+  out->set_reserved_states(usage.reserved.num_states);
+  out->set_reserved_bytes(usage.reserved.num_bytes);
+  out->set_refusals(usage.num_refusals);
 }
 
 absl::Status FillStats(const Parts& parts, v1::Stats* out) {
@@ -114,6 +151,10 @@ absl::Status FillStats(const Parts& parts, v1::Stats* out) {
   out->set_num_sessions(store->num_sessions);
   out->set_store_live_bytes(store->live_bytes);
   out->set_store_disk_bytes(store->disk_bytes);
+  out->set_store_is_read_only(store->is_read_only);
+  FillQuota(parts, out->add_quotas());
+  const int64_t copied_bytes = parts.backup_copied_bytes;
+  if (copied_bytes >= 0) out->set_backup_copied_bytes(static_cast<uint64_t>(copied_bytes));
   return absl::OkStatus();
 }
 

@@ -51,9 +51,11 @@ StateManifest StreamSaver::NextManifest(engine::StateSnapshot* snapshot) const {
 }
 
 absl::StatusOr<StateManifest> StreamSaver::Save(std::unique_ptr<engine::StateSnapshot> snapshot,
-                                                bool is_prompt_end) {
+                                                bool is_prompt_end,
+                                                statestore::StateReservation quota) {
   Commit commit;
   commit.tenant = DefaultTenant();
+  commit.reservation = is_prompt_end ? &origin_.quota : &quota;
   commit.states.push_back({NextManifest(snapshot.get()), &snapshot->slot});
   std::vector<statestore::SnapshotRef> left = is_prompt_end ? snapshots_ : PlanSnapshot(&commit);
   absl::Status status = parts_->store->Apply(commit);
@@ -130,6 +132,7 @@ absl::StatusOr<StreamSaver::End> StreamSaver::Finish(
     engine::FinishInfo info, const std::function<std::string(const std::string&)>& make_result) {
   Commit commit;
   commit.tenant = DefaultTenant();
+  commit.reservation = &origin_.quota;
   std::string end_state_id;
   if (info.state != nullptr && WantsEndState(info.reason)) {
     // Nothing came after the last snapshot: that one is the end.

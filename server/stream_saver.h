@@ -29,14 +29,16 @@ class StreamSaver {
     std::vector<engine::TranscriptToken> reused_tokens;
     std::optional<LeasedSession> session;  // the one whose head may move
     HoldSet::Hold request;                 // of the request id, if there is one
+    statestore::StateReservation quota;    // for its states
   };
   // `parts` and `params` must outlive it.
   StreamSaver(const Parts* parts, const GenerateParams* params, Origin origin);
 
   // Stores a snapshot as the next link, and with it thins the older ones of its session. The head
-  // does not move.
+  // does not move. `quota`: its own; the origin's has no part in it but at the prompt's end.
   absl::StatusOr<statestore::StateManifest> Save(std::unique_ptr<engine::StateSnapshot> snapshot,
-                                                 bool is_prompt_end);
+                                                 bool is_prompt_end,
+                                                 statestore::StateReservation quota);
 
   // The last state of the chain that is durable: a snapshot, else the source; "" = none.
   const std::string& last_state_id() const { return last_id_; }

@@ -35,10 +35,28 @@ StateManifest WithoutTranscript(StateManifest manifest) {
   return manifest;
 }
 
+uint64_t PackedStateBytes(const Commit::NewState& state, uint32_t chunk_bytes) {
+  const StateManifest& manifest = state.manifest;
+  if (manifest.codec != StateCodec::kZstd) {
+    return MaxStoredBytes(manifest.layout, manifest.codec, chunk_bytes);
+  }
+  uint64_t num_bytes = 0;
+  for (uint64_t i = 0; i < NumChunks(state.slot->size(), chunk_bytes); ++i) {
+    EncodedChunk chunk;
+    EncodeChunk(manifest.layout, manifest.codec, *state.slot, chunk_bytes, i, &chunk);
+    num_bytes += chunk.envelope.size() + chunk.payload.size();
+  }
+  return num_bytes;
+}
+
 }  // namespace
 
-MemoryStore::MemoryStore(Clock clock, StoreEvents* events)
-    : clock_(clock), events_(events), etags_(std::move(clock)) {}
+MemoryStore::MemoryStore(Clock clock, StoreEvents* events, MemoryOptions options)
+    : clock_(clock),
+      events_(events),
+      etags_(std::move(clock)),
+      chunk_bytes_(options.chunk_bytes),
+      quotas_(std::move(options.quotas)) {}
 
 bool MemoryStore::IsLive(const Tenant& tenant, const StateManifest& manifest, absl::Time now) {
   return !manifest.bytes_dropped &&
@@ -67,9 +85,8 @@ absl::Status MemoryStore::Apply(const Commit& commit) {
   return status;
 }
 
-absl::Status MemoryStore::ApplyLocked(const Commit& commit) {
-  const absl::Time now = clock_();
-  Tenant& tenant = tenants_[commit.tenant];
+absl::Status MemoryStore::CheckCommit(const Tenant& tenant, const Commit& commit,
+                                      absl::Time now) const {
   for (const Commit::NewState& state : commit.states) {
     if (tenant.states.contains(state.manifest.id)) {
       return absl::AlreadyExistsError("state " + state.manifest.id + " exists");
@@ -81,7 +98,19 @@ absl::Status MemoryStore::ApplyLocked(const Commit& commit) {
     if (current.has_value() && current->expires <= now) current.reset();
     if (absl::Status status = CheckRequest(*commit.request, current); !status.ok()) return status;
   }
-  if (absl::Status status = CheckHeadMove(tenant, commit, now); !status.ok()) return status;
+  return CheckHeadMove(tenant, commit, now);
+}
+
+absl::Status MemoryStore::ApplyLocked(const Commit& commit) {
+  const absl::Time now = clock_();
+  Tenant& tenant = tenants_[commit.tenant];
+  if (absl::Status status = CheckCommit(tenant, commit, now); !status.ok()) return status;
+  Quota most{commit.states.size(), 0};
+  for (const Commit::NewState& state : commit.states) {
+    most.num_bytes += MaxStoredBytes(state.manifest.layout, state.manifest.codec, chunk_bytes_);
+  }
+  absl::StatusOr<QuotaLedger::Taken> taken = quotas_.Take(commit.tenant, most, commit.reservation);
+  if (!taken.ok()) return taken.status();
 
   std::vector<StateId> thinned = commit.thinned;
   std::erase_if(thinned, [&](const StateId& id) {
@@ -89,10 +118,12 @@ absl::Status MemoryStore::ApplyLocked(const Commit& commit) {
     return found == tenant.states.end() || !MayBeThinned(found->second.manifest) ||
            IsRecentHead(tenant.sessions, id);
   });
+  Quota used{commit.states.size(), 0};
   for (const Commit::NewState& state : commit.states) {
     Entry entry{state.manifest, engine::StateBuffer(state.slot->size())};
     std::memcpy(entry.slot.data(), state.slot->data(), state.slot->size());
-    entry.manifest.stored_bytes = StoredBytes(state.slot->size(), kDefaultChunkBytes);
+    entry.manifest.stored_bytes = PackedStateBytes(state, chunk_bytes_);
+    used.num_bytes += entry.manifest.stored_bytes;
     entry.manifest.loss = WithLoss(
         state.manifest.loss, MeasureLoss(state.manifest.layout, state.manifest.codec, *state.slot));
     RoundSlot(state.manifest.layout, state.manifest.codec, &entry.slot);
@@ -104,6 +135,7 @@ absl::Status MemoryStore::ApplyLocked(const Commit& commit) {
             : std::nullopt;
     tenant.states.emplace(state.manifest.id, std::move(entry));
   }
+  quotas_.Settle(*std::move(taken), used);
   if (commit.head_move.has_value()) MoveHead(tenant, commit, now);
   for (const StateId& id : thinned) {
     const bool is_dropped = tenant.states.at(id).manifest.bytes_dropped;  // named twice
@@ -245,6 +277,7 @@ void MemoryStore::DropState(Tenant& tenant, StateId id) {
     heads.erase(std::remove(heads.begin(), heads.end(), id), heads.end());
   }
   Entry& entry = tenant.states.at(id);
+  quotas_.Add(entry.manifest.tenant, -1, -static_cast<int64_t>(entry.manifest.stored_bytes));
   entry.manifest = AsDropped(std::move(entry.manifest));
   entry.slot = engine::StateBuffer();
   // The manifest goes once nobody descends from it; so may then its parent's.
@@ -411,7 +444,20 @@ absl::StatusOr<ScrubReport> MemoryStore::Scrub(const ScrubOptions& /*options*/) 
 
 absl::Status MemoryStore::Compact() { return absl::OkStatus(); }
 
-absl::Status MemoryStore::AddBackup(const std::string& directory) { return Backup(directory); }
+absl::StatusOr<StateReservation> MemoryStore::Reserve(const std::string& tenant,
+                                                      uint64_t num_states,
+                                                      const engine::StateLayout& layout,
+                                                      StateCodec codec) {
+  if (absl::Status status = ValidateTenant(tenant); !status.ok()) return status;
+  return quotas_.Reserve(tenant,
+                         {num_states, num_states * MaxStoredBytes(layout, codec, chunk_bytes_)});
+}
+
+absl::StatusOr<BackupInfo> MemoryStore::AddBackup(
+    const std::string& directory,
+    const std::function<void(uint64_t copied_bytes)>& /*on_progress*/) {
+  return Backup(directory);
+}
 
 absl::Status MemoryStore::Backup(const std::string& /*directory*/) {
   return absl::UnimplementedError("the in-memory store has no backup");

@@ -2,6 +2,7 @@
 // oracle, and a store for runs that need no durability. Operations look at every state.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -11,16 +12,23 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "statestore/clock.h"
+#include "statestore/quota_ledger.h"
+#include "statestore/state_codec.h"
 #include "statestore/state_id.h"
 #include "statestore/state_store.h"
 
 namespace vivarium::statestore {
 
+struct MemoryOptions {
+  QuotaOptions quotas;
+  uint32_t chunk_bytes = kDefaultChunkBytes;  // as if: for the sizes that the durable store has
+};
+
 // Thread-safe. Every method does what state_store.h says.
 class MemoryStore final : public StateStore {
  public:
   // `events` may be null, else it must outlive the store.
-  MemoryStore(Clock clock, StoreEvents* events);
+  MemoryStore(Clock clock, StoreEvents* events, MemoryOptions options = {});
 
   absl::Status Apply(const Commit& commit) override;
   absl::StatusOr<SavedState> Load(const std::string& tenant, const StateId& id) override;
@@ -43,13 +51,20 @@ class MemoryStore final : public StateStore {
                              const std::string& expected_etag) override;
   absl::StatusOr<RequestRecord> GetRequest(const std::string& tenant,
                                            const std::string& request_id) override;
+  absl::StatusOr<StateReservation> Reserve(const std::string& tenant, uint64_t num_states,
+                                           const engine::StateLayout& layout,
+                                           StateCodec codec) override;
+  QuotaUsage GetQuota(const std::string& tenant) override { return quotas_.Usage(tenant); }
+  absl::Status CheckWritable(uint64_t /*num_bytes*/) override { return absl::OkStatus(); }
   absl::Status Sweep(absl::Time now) override;
   absl::StatusOr<StoreStats> Stats() override;
   // UNIMPLEMENTED: there is nothing to copy to disk.
   absl::StatusOr<ScrubReport> Scrub(const ScrubOptions& options) override;
   absl::Status Compact() override;
   absl::Status Backup(const std::string& directory) override;
-  absl::Status AddBackup(const std::string& directory) override;
+  absl::StatusOr<BackupInfo> AddBackup(
+      const std::string& directory,
+      const std::function<void(uint64_t copied_bytes)>& on_progress) override;
 
  private:
   struct Entry {
@@ -63,6 +78,7 @@ class MemoryStore final : public StateStore {
   };
 
   absl::Status ApplyLocked(const Commit& commit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckCommit(const Tenant& tenant, const Commit& commit, absl::Time now) const;
   absl::Status CheckHeadMove(const Tenant& tenant, const Commit& commit, absl::Time now) const;
   void MoveHead(Tenant& tenant, const Commit& commit, absl::Time now)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -71,11 +87,13 @@ class MemoryStore final : public StateStore {
   Entry* FindLive(const std::string& tenant, const StateId& id)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   static bool HasChild(const Tenant& tenant, const StateId& id);
-  static void DropState(Tenant& tenant, StateId id);
+  void DropState(Tenant& tenant, StateId id);
 
   const Clock clock_;
   StoreEvents* const events_;
   UlidGenerator etags_;
+  const uint32_t chunk_bytes_;
+  QuotaLedger quotas_;
   mutable absl::Mutex mutex_;
   std::map<std::string, Tenant> tenants_ ABSL_GUARDED_BY(mutex_);
 };

@@ -45,14 +45,14 @@ std::string EncodeIntent(uint64_t num_chunks) {
 
 }  // namespace
 
-RocksDbStore::Reservation::~Reservation() {
+RocksDbStore::IdHold::~IdHold() {
   absl::MutexLock lock(&store_->mutex_);
-  for (const TenantAndId& key : held_) store_->reserved_.erase(key);
+  for (const TenantAndId& key : held_) store_->held_ids_.erase(key);
 }
 
-bool RocksDbStore::Reservation::Add(const std::string& tenant, const StateId& id) {
+bool RocksDbStore::IdHold::Add(const std::string& tenant, const StateId& id) {
   absl::MutexLock lock(&store_->mutex_);
-  if (!store_->reserved_.emplace(tenant, id).second) return false;
+  if (!store_->held_ids_.emplace(tenant, id).second) return false;
   held_.emplace_back(tenant, id);
   return true;
 }
@@ -75,33 +75,63 @@ absl::Status RocksDbStore::Apply(const Commit& commit) {
   return status;
 }
 
-absl::Status RocksDbStore::ApplyValid(const Commit& commit, uint64_t num_bytes) {
-  Reservation reservation(this);
+Quota RocksDbStore::MostUsed(const Commit& commit) const {
+  Quota most{commit.states.size(), 0};
   for (const Commit::NewState& state : commit.states) {
-    if (!reservation.Add(commit.tenant, state.manifest.id)) {
+    most.num_bytes +=
+        MaxStoredBytes(state.manifest.layout, state.manifest.codec, options_.chunk_bytes);
+  }
+  return most;
+}
+
+absl::Status RocksDbStore::ApplyValid(const Commit& commit, uint64_t num_bytes) {
+  IdHold ids(this);
+  for (const Commit::NewState& state : commit.states) {
+    if (!ids.Add(commit.tenant, state.manifest.id)) {
       return absl::AlreadyExistsError(
           absl::StrCat("state ", state.manifest.id, " is being written"));
     }
   }
-  // Every byte goes to the log and to a blob file.
-  absl::Status status = database_->CheckSpace(2 * num_bytes);
-  if (status.ok()) status = database_->CheckWritable();
+  absl::Status status = CheckWritable(num_bytes);
   if (!status.ok()) return status;
-  std::vector<ChunkTable> tables;
   bool is_new_request = false;
   if (!commit.states.empty()) {
     rocksdb::WriteBatch unused;
-    status = PlanCommit(commit, tables, &unused, &is_new_request);
+    status = PlanCommit(commit, {}, &unused, &is_new_request);
     if (!status.ok()) return status;
-    status = WriteChunks(commit, &tables);
   }
+  absl::StatusOr<QuotaLedger::Taken> taken =
+      quotas_.Take(commit.tenant, MostUsed(commit), commit.reservation);
+  if (!taken.ok()) return taken.status();
+  Quota used;
+  status = WriteCommit(commit, &used, &is_new_request);
+  if (!status.ok()) {
+    QuotaLedger::Return(*std::move(taken), commit.reservation);
+    return status;
+  }
+  quotas_.Settle(*std::move(taken), used);
+  if (is_new_request) {
+    absl::MutexLock lock(&mutex_);
+    ++num_requests_[commit.tenant];
+  }
+  // The commit is durable: what trimming old records meets is reported, not answered.
+  if (absl::Status trimmed = TrimRequests(commit.tenant); !trimmed.ok() && events_ != nullptr) {
+    events_->OnFault(trimmed);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RocksDbStore::WriteCommit(const Commit& commit, Quota* used, bool* is_new_request) {
+  std::vector<std::string> keys = LockKeysOf(commit);
+  if (keys.empty()) return absl::OkStatus();  // an empty commit
+  std::vector<ChunkTable> tables;
+  Counters dropped;
+  absl::Status status = WriteChunks(commit, &tables);
   if (status.ok()) {
-    std::vector<std::string> keys = LockKeysOf(commit);
-    if (keys.empty()) return absl::OkStatus();  // an empty commit
     const CommitLocks::Holder held = locks_.LockKeys(std::move(keys));
     rocksdb::WriteBatch batch;
-    status = PlanCommit(commit, tables, &batch, &is_new_request);
-    if (status.ok()) status = PlanThinning(commit, &batch);
+    status = PlanCommit(commit, tables, &batch, is_new_request);
+    if (status.ok()) status = PlanThinning(commit, &dropped, &batch);
     if (status.ok()) status = WriteIndexed(&batch, /*sync=*/true);
   }
   if (!status.ok()) {
@@ -111,14 +141,9 @@ absl::Status RocksDbStore::ApplyValid(const Commit& commit, uint64_t num_bytes) 
     }
     return status;
   }
-  if (is_new_request) {
-    absl::MutexLock lock(&mutex_);
-    ++num_requests_[commit.tenant];
-  }
-  // The commit is durable: what trimming old records meets is reported, not answered.
-  if (absl::Status trimmed = TrimRequests(commit.tenant); !trimmed.ok() && events_ != nullptr) {
-    events_->OnFault(trimmed);
-  }
+  used->num_states = tables.size();
+  for (const ChunkTable& table : tables) used->num_bytes += table.stored_bytes;
+  quotas_.Add(commit.tenant, dropped.num_states, dropped.live_bytes);
   return absl::OkStatus();
 }
 
@@ -261,8 +286,8 @@ absl::Status RocksDbStore::PlanHeadMove(const Commit& commit, Counters* differen
   return absl::OkStatus();
 }
 
-absl::Status RocksDbStore::PlanThinning(const Commit& commit, rocksdb::WriteBatch* batch) {
-  Counters difference;
+absl::Status RocksDbStore::PlanThinning(const Commit& commit, Counters* difference,
+                                        rocksdb::WriteBatch* batch) {
   std::set<StateId> seen;
   for (const StateId& id : commit.thinned) {
     if (!seen.insert(id).second) continue;
@@ -278,11 +303,11 @@ absl::Status RocksDbStore::PlanThinning(const Commit& commit, rocksdb::WriteBatc
     absl::StatusOr<bool> is_thinned = IsThinned(commit, (*stored)->manifest);
     if (!is_thinned.ok()) return is_thinned.status();
     if (!*is_thinned) continue;
-    if (absl::Status status = PlanDrop(**stored, batch, &difference); !status.ok()) return status;
+    if (absl::Status status = PlanDrop(**stored, batch, difference); !status.ok()) return status;
     PutDropped(**stored, batch);
   }
-  if (difference != Counters()) {
-    batch->Merge(KeyPrefix(KeyKind::kCounters, commit.tenant), EncodeCounters(difference));
+  if (*difference != Counters()) {
+    batch->Merge(KeyPrefix(KeyKind::kCounters, commit.tenant), EncodeCounters(*difference));
   }
   return absl::OkStatus();
 }

@@ -6,6 +6,7 @@
 #include <rocksdb/db.h>
 #include <rocksdb/write_batch.h>
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -83,7 +84,8 @@ class RocksDbDatabase {
   // RESOURCE_EXHAUSTED, naming both, where less than the reserve and `wanted_bytes` are free.
   absl::Status CheckSpace(uint64_t wanted_bytes) const;
   absl::Status Checkpoint(const std::string& directory);
-  absl::Status AddBackup(const std::string& directory);
+  absl::StatusOr<BackupInfo> AddBackup(
+      const std::string& directory, const std::function<void(uint64_t copied_bytes)>& on_progress);
   // Writes out what is in memory: the log is no longer needed.
   absl::Status Flush();
   // Flushes, and rewrites the blob files without what was deleted.

@@ -126,22 +126,60 @@ absl::Status RocksDbStore::ForgetDamaged(const std::string& tenant, const StateI
   }
   if (!chunk->status().ok()) return FromRocksDb(chunk->status(), "read chunk");
   batch.Merge(KeyPrefix(KeyKind::kCounters, tenant), EncodeCounters(difference));
-  return WriteIndexed(&batch, /*sync=*/true);
+  absl::Status status = WriteIndexed(&batch, /*sync=*/true);
+  if (status.ok()) quotas_.Add(tenant, difference.num_states, difference.live_bytes);
+  return status;
 }
 
-absl::Status RocksDbStore::AddBackup(const std::string& directory) {
-  if (absl::Status status = database_->CheckWritable(); !status.ok()) return status;
-  if (absl::Status status = MakePrivateDirectory(directory); !status.ok()) return status;
-  return database_->AddBackup(directory);
+absl::StatusOr<BackupInfo> RocksDbStore::AddBackup(
+    const std::string& directory, const std::function<void(uint64_t copied_bytes)>& on_progress) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (is_backing_up_) {
+      return absl::AbortedError("backup to a set: another one is being made; try again after it");
+    }
+    is_backing_up_ = true;
+  }
+  absl::StatusOr<BackupInfo> info = BackupInfo();
+  absl::Status status = database_->CheckWritable();
+  if (status.ok()) status = MakePrivateDirectory(directory);
+  if (status.ok()) {
+    if (on_progress) on_progress(0);
+    const uint64_t bytes_before = DiskBytes(directory);
+    info = database_->AddBackup(directory, on_progress);
+    const uint64_t bytes_after = DiskBytes(directory);
+    if (info.ok()) info->new_bytes = bytes_after - std::min(bytes_before, bytes_after);
+  }
+  absl::MutexLock lock(&mutex_);
+  is_backing_up_ = false;
+  return status.ok() ? info : status;
 }
 
-absl::Status RocksDbDatabase::AddBackup(const std::string& directory) {
+absl::StatusOr<BackupInfo> RocksDbDatabase::AddBackup(
+    const std::string& directory, const std::function<void(uint64_t copied_bytes)>& on_progress) {
   rocksdb::BackupEngine* opened = nullptr;
+  const rocksdb::BackupEngineOptions engine_options = BackupOptions(directory);
   rocksdb::IOStatus status =
-      rocksdb::BackupEngine::Open(rocksdb::Env::Default(), BackupOptions(directory), &opened);
+      rocksdb::BackupEngine::Open(rocksdb::Env::Default(), engine_options, &opened);
   const std::unique_ptr<rocksdb::BackupEngine> engine(opened);
-  if (status.ok()) status = engine->CreateNewBackup(db_.get(), /*flush_before_backup=*/true);
-  return FromRocksDb(status, absl::StrCat("backup to ", directory));
+  rocksdb::CreateBackupOptions create_options;
+  create_options.flush_before_backup = true;
+  uint64_t copied_bytes = 0;  // the callback comes from one thread, that of the copying
+  if (on_progress) {
+    create_options.progress_callback = [&] {
+      copied_bytes += engine_options.callback_trigger_interval_size;
+      on_progress(copied_bytes);
+    };
+  }
+  rocksdb::BackupID id = 0;
+  if (status.ok()) status = engine->CreateNewBackup(create_options, db_.get(), &id);
+  rocksdb::BackupInfo made;
+  if (status.ok()) {
+    const rocksdb::Status found = engine->GetBackupInfo(id, &made);
+    if (!found.ok()) return FromRocksDb(found, absl::StrCat("backup to ", directory));
+  }
+  if (!status.ok()) return FromRocksDb(status, absl::StrCat("backup to ", directory));
+  return BackupInfo{id, absl::FromUnixSeconds(made.timestamp), made.size, 0};
 }
 
 absl::Status RestoreBackup(const std::string& backups, uint32_t backup_id,
@@ -173,7 +211,7 @@ absl::StatusOr<std::vector<BackupInfo>> ListBackups(const std::string& backups) 
   std::vector<BackupInfo> infos;
   infos.reserve(found.size());
   for (const rocksdb::BackupInfo& info : found) {
-    infos.push_back({info.backup_id, absl::FromUnixSeconds(info.timestamp), info.size});
+    infos.push_back({info.backup_id, absl::FromUnixSeconds(info.timestamp), info.size, 0});
   }
   return infos;
 }

@@ -112,6 +112,13 @@ absl::Status RocksDbStore::Recover() {
     num_requests_[tenant] = num_requests;
     return range.status();
   });
+  if (status.ok()) {
+    status = ForEachTenant(KeyKind::kCounters, [this](const std::string& tenant) {
+      absl::StatusOr<Counters> counters = CountersOf(tenant);
+      if (counters.ok()) quotas_.Add(tenant, counters->num_states, counters->live_bytes);
+      return counters.status();
+    });
+  }
   uint64_t num_orphan_chunks = 0;
   if (status.ok()) status = LoadPrefixIndex();
   if (status.ok()) status = SweepOrphans(&num_orphan_chunks);
@@ -306,18 +313,23 @@ absl::StatusOr<RequestRecord> RocksDbStore::GetRequest(const std::string& tenant
   return **std::move(request);
 }
 
+absl::StatusOr<Counters> RocksDbStore::CountersOf(const std::string& tenant) {
+  absl::StatusOr<std::optional<std::string>> bytes =
+      database_->Get(KeyPrefix(KeyKind::kCounters, tenant), nullptr);
+  if (!bytes.ok()) return bytes.status();
+  Counters counters;
+  if (!bytes->has_value() || !DecodeCounters(**bytes, &counters)) {
+    return absl::DataLossError(absl::StrCat("counters of tenant ", tenant, ": malformed"));
+  }
+  return counters;
+}
+
 absl::StatusOr<Counters> RocksDbStore::TotalCounters() {
   Counters total;
   absl::Status status = ForEachTenant(KeyKind::kCounters, [&](const std::string& tenant) {
-    absl::StatusOr<std::optional<std::string>> bytes =
-        database_->Get(KeyPrefix(KeyKind::kCounters, tenant), nullptr);
-    if (!bytes.ok()) return bytes.status();
-    Counters counters;
-    if (!bytes->has_value() || !DecodeCounters(**bytes, &counters)) {
-      return absl::DataLossError(absl::StrCat("counters of tenant ", tenant, ": malformed"));
-    }
-    total += counters;
-    return absl::OkStatus();
+    absl::StatusOr<Counters> counters = CountersOf(tenant);
+    if (counters.ok()) total += *counters;
+    return counters.status();
   });
   if (!status.ok()) return status;
   return total;
@@ -334,6 +346,21 @@ absl::StatusOr<StoreStats> RocksDbStore::Stats() {
   stats.disk_bytes = DiskBytes(directory_);
   stats.is_read_only = !database_->CheckWritable().ok() || !database_->CheckSpace(0).ok();
   return stats;
+}
+
+absl::StatusOr<StateReservation> RocksDbStore::Reserve(const std::string& tenant,
+                                                       uint64_t num_states,
+                                                       const engine::StateLayout& layout,
+                                                       StateCodec codec) {
+  if (absl::Status status = ValidateTenant(tenant); !status.ok()) return status;
+  return quotas_.Reserve(
+      tenant, {num_states, num_states * MaxStoredBytes(layout, codec, options_.chunk_bytes)});
+}
+
+absl::Status RocksDbStore::CheckWritable(uint64_t num_bytes) {
+  // Every byte goes to the log and to a blob file.
+  absl::Status status = database_->CheckSpace(2 * num_bytes);
+  return status.ok() ? database_->CheckWritable() : status;
 }
 
 absl::Status RocksDbStore::Backup(const std::string& directory) {

@@ -23,6 +23,7 @@ struct RocksDbOptions {
   // RESOURCE_EXHAUSTED (free bytes and reserve named) before anything is written; reading and
   // deleting go on; with the space the store recovers by itself.
   uint64_t disk_reserve_bytes = uint64_t{256} << 20;
+  QuotaOptions quotas;
   size_t max_requests_per_tenant = kMaxRequestsPerTenant;
   // States that one page of a list looks at; a page that reaches it ends early, with a token.
   size_t max_scanned_per_page = 20000;
@@ -44,12 +45,7 @@ absl::StatusOr<std::unique_ptr<StateStore>> OpenRocksDbStore(const std::string& 
                                                              const RocksDbOptions& options,
                                                              Clock clock, StoreEvents* events);
 
-// Of one set of backups (StateStore::AddBackup).
-struct BackupInfo {
-  uint32_t id = 0;  // ascending
-  absl::Time made;
-  uint64_t num_bytes = 0;  // what is shared with others included
-};
+// A set of backups (StateStore::AddBackup).
 absl::StatusOr<std::vector<BackupInfo>> ListBackups(const std::string& backups);
 // Makes a store in `directory`, new or empty, of the backup `backup_id`, 0 = the latest. Files are
 // checked as the backup has them; Scrub says whether every state is sound.

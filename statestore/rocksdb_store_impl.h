@@ -16,6 +16,7 @@
 #include "absl/synchronization/mutex.h"
 #include "statestore/commit_locks.h"
 #include "statestore/prefix_index.h"
+#include "statestore/quota_ledger.h"
 #include "statestore/rocksdb_counters.h"
 #include "statestore/rocksdb_database.h"
 #include "statestore/rocksdb_keys.h"
@@ -26,11 +27,12 @@
 namespace vivarium::statestore {
 
 // How a commit goes:
-//   1. its ids are reserved, and it is checked for the first time, so that a stale one costs
-//   nothing;
+//   1. its ids are held, and it is checked for the first time, so that a stale one costs nothing;
+//      the quota of its states is taken;
 //   2. per state an intent, then the chunks, unsynced;
 //   3. under the locks of its session and request it is checked for good, and one synced batch
-//      writes manifests, indexes, head and request, and takes the intents away.
+//      writes manifests, indexes, head and request, and takes the intents away;
+//   4. its quota becomes what the states really take, or is given back.
 // The log keeps the order: whoever finds the batch after a crash finds the chunks. An intent that
 // survives without its batch names the orphans; Open and Sweep remove them.
 //
@@ -46,6 +48,7 @@ class RocksDbStore final : public StateStore {
         events_(events),
         etags_(std::move(clock)),
         prefix_index_(options.max_prefix_hashes),
+        quotas_(options.quotas),
         database_(std::move(database)) {}
 
   // Once, before anything else: counts requests, removes what unfinished work left.
@@ -72,18 +75,25 @@ class RocksDbStore final : public StateStore {
                              const std::string& expected_etag) override;
   absl::StatusOr<RequestRecord> GetRequest(const std::string& tenant,
                                            const std::string& request_id) override;
+  absl::StatusOr<StateReservation> Reserve(const std::string& tenant, uint64_t num_states,
+                                           const engine::StateLayout& layout,
+                                           StateCodec codec) override;
+  QuotaUsage GetQuota(const std::string& tenant) override { return quotas_.Usage(tenant); }
+  absl::Status CheckWritable(uint64_t num_bytes) override;
   absl::Status Sweep(absl::Time now) override;
   absl::StatusOr<StoreStats> Stats() override;
   absl::StatusOr<ScrubReport> Scrub(const ScrubOptions& options) override;
   absl::Status Compact() override;
   absl::Status Backup(const std::string& directory) override;
-  absl::Status AddBackup(const std::string& directory) override;
+  absl::StatusOr<BackupInfo> AddBackup(
+      const std::string& directory,
+      const std::function<void(uint64_t copied_bytes)>& on_progress) override;
 
  private:
   using TenantAndId = std::pair<std::string, std::string>;
 
   // Keeps ids of states from every other writer and from the sweep of orphans, while it lives.
-  class Reservation;
+  class IdHold;
 
   // --- reading (rocksdb_store.cc). `snapshot` may be null: the newest. ---
   // Nothing where there is no manifest. Any malformed one is DATA_LOSS, naming it.
@@ -110,6 +120,9 @@ class RocksDbStore final : public StateStore {
 
   // --- committing (rocksdb_commit.cc) ---
   absl::Status ApplyValid(const Commit& commit, uint64_t num_bytes);
+  // Checks, writes, and checks again; `used`: what its states then take.
+  absl::Status WriteCommit(const Commit& commit, Quota* used, bool* is_new_request);
+  Quota MostUsed(const Commit& commit) const;
   absl::Status WriteChunks(const Commit& commit, std::vector<ChunkTable>* tables);
   absl::Status WriteChunksOf(const Commit::NewState& state, ChunkTable* table);
   // Everything a commit must be checked for; fills `batch` on the way. `tables` may be empty for a
@@ -121,7 +134,7 @@ class RocksDbStore final : public StateStore {
   absl::Status PlanRequest(const Commit& commit, rocksdb::WriteBatch* batch, bool* is_new_request);
   absl::Status PlanHeadMove(const Commit& commit, Counters* difference, rocksdb::WriteBatch* batch);
   // Drops the bytes of what the commit thins.
-  absl::Status PlanThinning(const Commit& commit, rocksdb::WriteBatch* batch);
+  absl::Status PlanThinning(const Commit& commit, Counters* difference, rocksdb::WriteBatch* batch);
   absl::StatusOr<bool> IsThinned(const Commit& commit, const StateManifest& manifest);
   void DiscardChunks(const std::string& tenant, const StateId& id, uint64_t num_chunks);
   absl::Status TrimRequests(const std::string& tenant);
@@ -156,6 +169,7 @@ class RocksDbStore final : public StateStore {
                                size_t max_removed, size_t* num_removed);
   absl::Status SweepOrphans(uint64_t* num_orphan_chunks);
   absl::Status SweepGarbage();
+  absl::StatusOr<Counters> CountersOf(const std::string& tenant);
   absl::StatusOr<Counters> TotalCounters();
   absl::Status CompactIfWorthwhile();
   // Of a state whose manifest can't be read any more: everything that names it. Under LockAll.
@@ -190,19 +204,21 @@ class RocksDbStore final : public StateStore {
   StoreEvents* const events_;
   UlidGenerator etags_;
   PrefixIndex prefix_index_;
+  QuotaLedger quotas_;
   const std::unique_ptr<RocksDbDatabase> database_;
   CommitLocks locks_;
   absl::Mutex mutex_;
-  std::set<TenantAndId> reserved_ ABSL_GUARDED_BY(mutex_);
+  std::set<TenantAndId> held_ids_ ABSL_GUARDED_BY(mutex_);
+  bool is_backing_up_ ABSL_GUARDED_BY(mutex_) = false;                  // AddBackup
   std::map<std::string, size_t> num_requests_ ABSL_GUARDED_BY(mutex_);  // by tenant
 };
 
-class RocksDbStore::Reservation {
+class RocksDbStore::IdHold {
  public:
-  explicit Reservation(RocksDbStore* store) : store_(store) {}
-  ~Reservation();
-  Reservation(const Reservation&) = delete;
-  Reservation& operator=(const Reservation&) = delete;
+  explicit IdHold(RocksDbStore* store) : store_(store) {}
+  ~IdHold();
+  IdHold(const IdHold&) = delete;
+  IdHold& operator=(const IdHold&) = delete;
 
   // False, and nothing changed, when somebody else has it.
   bool Add(const std::string& tenant, const StateId& id);

@@ -51,8 +51,9 @@ absl::Status RocksDbStore::DropState(const StoredManifest& stored, bool sync) {
   }
   batch.Merge(KeyPrefix(KeyKind::kCounters, manifest.tenant), EncodeCounters(difference));
   status = WriteIndexed(&batch, sync);
-  if (!status.ok() || rest.empty()) return status;
-  return FinishRemovals(manifest.tenant, rest);
+  if (!status.ok()) return status;
+  quotas_.Add(manifest.tenant, difference.num_states, difference.live_bytes);
+  return rest.empty() ? absl::OkStatus() : FinishRemovals(manifest.tenant, rest);
 }
 
 void RocksDbStore::PutDropped(const StoredManifest& stored, rocksdb::WriteBatch* batch) {
@@ -234,8 +235,8 @@ absl::Status RocksDbStore::SweepOrphans(uint64_t* num_orphan_chunks) {
     RocksDbRange range(database_->db(), prefix, PrefixEnd(prefix), nullptr);
     for (range.iterator().SeekToFirst(); range.iterator().Valid(); range.iterator().Next()) {
       const StateId id(range.key().substr(prefix.size()));
-      Reservation reservation(this);
-      if (!reservation.Add(tenant, id)) continue;  // no orphan: a commit is writing it
+      IdHold hold(this);
+      if (!hold.Add(tenant, id)) continue;  // no orphan: a commit is writing it
       // The iterator's view may be older than the commit's end: look again.
       absl::StatusOr<std::optional<std::string>> intent =
           database_->Get(std::string(range.key()), nullptr);

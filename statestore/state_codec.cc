@@ -40,6 +40,15 @@ uint64_t StoredBytes(uint64_t slot_bytes, uint32_t chunk_bytes) {
   return slot_bytes + NumChunks(slot_bytes, chunk_bytes) * kEnvelopeBytes;
 }
 
+uint64_t MaxStoredBytes(const engine::StateLayout& layout, StateCodec codec, uint32_t chunk_bytes) {
+  uint64_t num_bytes = NumChunks(layout.slot_bytes, chunk_bytes) * kEnvelopeBytes;
+  for (uint64_t begin = 0; begin < layout.slot_bytes; begin += chunk_bytes) {
+    const uint64_t end = std::min<uint64_t>(begin + chunk_bytes, layout.slot_bytes);
+    num_bytes += PackedBytes(layout, codec, begin, end).max_bytes;
+  }
+  return num_bytes;
+}
+
 std::array<char, kEnvelopeBytes> ChunkEnvelope(uint64_t payload_bytes, StateCodec codec) {
   std::string bytes;
   ByteWriter writer(&bytes);

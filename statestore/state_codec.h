@@ -45,6 +45,8 @@ std::span<std::byte> ChunkPayload(engine::StateBuffer& slot, uint32_t chunk_byte
                                   uint64_t chunk_index);
 // What the chunks of a slot take when raw, envelopes included.
 uint64_t StoredBytes(uint64_t slot_bytes, uint32_t chunk_bytes);
+// The most that they can take with `codec`; all but zstd's take exactly that.
+uint64_t MaxStoredBytes(const engine::StateLayout& layout, StateCodec codec, uint32_t chunk_bytes);
 
 // The envelope in front of a payload of `payload_bytes`, as packed: key id 0, nonce zero.
 std::array<char, kEnvelopeBytes> ChunkEnvelope(uint64_t payload_bytes,

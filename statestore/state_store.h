@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "engine/runtime/state.h"
+#include "statestore/quota.h"
 
 namespace vivarium::statestore {
 
@@ -149,6 +150,9 @@ struct Commit {
   // may not be dropped (pinned, some session's recent head, without descendants) are left as they
   // are; those that are gone don't matter. At most kMaxSnapshotRefs.
   std::vector<StateId> thinned;
+  // Whose quota the states take first (quota.h), of this tenant; borrowed, null = none. What they
+  // took is gone from it after OK; after an error it has what it had.
+  StateReservation* reservation = nullptr;
 };
 
 struct StateFilter {
@@ -201,21 +205,36 @@ struct StoreStats {
   bool is_read_only = false;  // nothing can be saved now: a fault, or too little free disk space
 };
 
-// A pass over everything stored. In damaged: the first kMaxReportedDamages.
+// A pass over everything stored: every state's bytes, then what states are found by (manifests and
+// the keys that name them, sessions, requests, counters), then the checksums of RocksDB's own
+// files. In damaged and inconsistent: the first kMaxReportedDamages.
 inline constexpr size_t kMaxReportedDamages = 1000;
 struct ScrubReport {
   uint64_t num_states = 0;  // that were read, sound or not
   uint64_t num_bytes = 0;   // of the sound ones, as stored
   uint64_t num_damaged = 0;
   std::vector<absl::Status> damaged;  // each names its state
+  uint64_t num_keys = 0;              // that were compared with what they name
+  uint64_t num_inconsistent = 0;
+  std::vector<absl::Status> inconsistent;  // each names a key, a counter or a file
+
+  bool is_sound() const { return num_damaged == 0 && num_inconsistent == 0; }
 };
 
 struct ScrubOptions {
   uint64_t bytes_per_second = 0;  // 0 = no limit
   // Waits that long, for the limit's sake; false stops the pass (CANCELLED). Null: sleeps.
   std::function<bool(absl::Duration)> pause;
-  // After each state. Null: nobody looks.
+  // After each state, and now and then afterwards. Null: nobody looks.
   std::function<void(const ScrubReport& so_far)> on_progress;
+};
+
+// One of a set of backups (StateStore::AddBackup).
+struct BackupInfo {
+  uint32_t id = 0;  // ascending
+  absl::Time made;
+  uint64_t num_bytes = 0;  // what is shared with others included
+  uint64_t new_bytes = 0;  // what the set grew by; known only when it is made
 };
 
 // Background faults and measurements, called from any thread; must not block nor call the store.
@@ -234,7 +253,7 @@ class StoreEvents {
 // label, page token: value and expected form), NOT_FOUND (unknown, expired, deleted, another
 // tenant's), ABORTED (etag), ALREADY_EXISTS, DATA_LOSS (a checksum failed: nothing of it is
 // returned), UNIMPLEMENTED (a newer format: found and supported version), RESOURCE_EXHAUSTED
-// (disk), UNAVAILABLE (the store stopped writing after a failed sync; until restart).
+// (disk, quota), UNAVAILABLE (the store stopped writing after a failed sync; until restart).
 //
 // A state expires at `expires` unless it is pinned or among some session's recent heads. From then
 // on it behaves as a deleted one (NOT_FOUND; bytes_dropped in lists and histories); Sweep only
@@ -287,12 +306,24 @@ class StateStore {
   virtual absl::StatusOr<RequestRecord> GetRequest(const std::string& tenant,
                                                    const std::string& request_id) = 0;
 
+  // Keeps quota for `num_states` states of this layout and codec, at the most that they can take
+  // as stored. RESOURCE_EXHAUSTED (QuotaExceededOf) where that is not there. Apply itself takes
+  // quota for every state, so that no commits together can be beyond it. Never waits for the disk.
+  virtual absl::StatusOr<StateReservation> Reserve(const std::string& tenant, uint64_t num_states,
+                                                   const engine::StateLayout& layout,
+                                                   StateCodec codec) = 0;
+  virtual QuotaUsage GetQuota(const std::string& tenant) = 0;
+  // Whether a commit of so many bytes would find the store writing, and space for it, now:
+  // RESOURCE_EXHAUSTED, UNAVAILABLE.
+  virtual absl::Status CheckWritable(uint64_t num_bytes) = 0;
+
   // Drops the bytes of expired states (never a head within its session's recent heads, nor a pinned
   // one), finished requests that expired, and orphan chunks.
   virtual absl::Status Sweep(absl::Time now) = 0;
   virtual absl::StatusOr<StoreStats> Stats() = 0;
-  // Reads every byte of every state of every tenant and checks every checksum. A damaged one is in
-  // the report and a fault (StoreEvents); other errors end the pass.
+  // Reads every byte of every state of every tenant and checks every checksum, then everything else
+  // (ScrubReport). What is wrong is in the report and a fault (StoreEvents); other errors end the
+  // pass.
   virtual absl::StatusOr<ScrubReport> Scrub(const ScrubOptions& options) = 0;
   // Takes back the disk space of what was dropped. Sweep does so too, once that is a tenth of what
   // lives.
@@ -300,8 +331,11 @@ class StateStore {
   // A consistent, openable copy in the new directory `directory`.
   virtual absl::Status Backup(const std::string& directory) = 0;
   // One more backup in the set of backups `directory`, which is made as needed. What an earlier one
-  // has already is shared. RestoreBackup (rocksdb_store.h) is the way back.
-  virtual absl::Status AddBackup(const std::string& directory) = 0;
+  // has already is shared. `on_progress` (may be null) hears now and then how much has been copied.
+  // ABORTED while another one is being made. RestoreBackup (rocksdb_store.h) is the way back.
+  virtual absl::StatusOr<BackupInfo> AddBackup(
+      const std::string& directory,
+      const std::function<void(uint64_t copied_bytes)>& on_progress) = 0;
 };
 
 }  // namespace vivarium::statestore

@@ -36,7 +36,11 @@ google::rpc::ErrorInfo ErrorInfoOf(const grpc::Status& status) {
 ServiceTest::ServiceTest(const ServerOptions& options)
     : log_(std::make_shared<spdlog::logger>("test",
                                             std::make_shared<spdlog::sinks::null_sink_mt>())),
-      memory_([this] { return Now(); }, nullptr),
+      memory_([this] { return Now(); }, nullptr,
+              statestore::MemoryOptions{
+                  .quotas = {.each_tenant = {static_cast<uint64_t>(options.quota_states),
+                                             static_cast<uint64_t>(options.quota_bytes)},
+                             .by_tenant = {}}}),
       store_(&memory_),
       sessions_(&store_),
       ids_(absl::Now),

@@ -89,8 +89,22 @@ class HookedStore final : public statestore::StateStore {
     return store_->Scrub(options);
   }
   absl::Status Compact() override { return store_->Compact(); }
-  absl::Status AddBackup(const std::string& directory) override {
-    return store_->AddBackup(directory);
+  absl::StatusOr<statestore::BackupInfo> AddBackup(
+      const std::string& directory,
+      const std::function<void(uint64_t copied_bytes)>& on_progress) override {
+    return store_->AddBackup(directory, on_progress);
+  }
+  absl::StatusOr<statestore::StateReservation> Reserve(const std::string& tenant,
+                                                       uint64_t num_states,
+                                                       const engine::StateLayout& layout,
+                                                       statestore::StateCodec codec) override {
+    return store_->Reserve(tenant, num_states, layout, codec);
+  }
+  statestore::QuotaUsage GetQuota(const std::string& tenant) override {
+    return store_->GetQuota(tenant);
+  }
+  absl::Status CheckWritable(uint64_t num_bytes) override {
+    return store_->CheckWritable(num_bytes);
   }
   absl::Status Backup(const std::string& directory) override { return store_->Backup(directory); }
 

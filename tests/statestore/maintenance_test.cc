@@ -142,7 +142,7 @@ TEST(BackupSet, EveryBackupComesBackWhole) {
     if (backup > 0) {
       EXPECT_TRUE(harness.store().DeleteState(kTenant, SampleId(backup)).ok());
     }
-    ASSERT_TRUE(harness.store().AddBackup(backups).ok());
+    ASSERT_TRUE(harness.store().AddBackup(backups, nullptr).ok());
   }
   const absl::StatusOr<std::vector<BackupInfo>> infos = ListBackups(backups);
   ASSERT_TRUE(infos.ok()) << infos.status();

@@ -35,7 +35,8 @@ RocksDbOptions SmallOptions() {
 StoreHarness::StoreHarness(StoreKind kind, RocksDbOptions options)
     : kind_(kind), options_(options) {
   if (kind == StoreKind::kMemory) {
-    store_ = std::make_unique<MemoryStore>(clock_.AsClock(), &events_);
+    store_ = std::make_unique<MemoryStore>(clock_.AsClock(), &events_,
+                                           MemoryOptions{options_.quotas, options_.chunk_bytes});
   } else {
     Reopen();
   }

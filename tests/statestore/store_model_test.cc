@@ -24,7 +24,8 @@ class ModelTest {
 
   void Step() {
     const uint64_t choice = Below(100);
-    if (choice < 40) return Apply();
+    if (choice < 39) return Apply();
+    if (choice < 40) return Reserve();
     if (choice < 52) return Delete();
     if (choice < 64) return Update();
     if (choice < 71) return Load();
@@ -66,9 +67,18 @@ class ModelTest {
     EXPECT_EQ(found->num_manifests, expected->num_manifests);
     EXPECT_EQ(found->num_sessions, expected->num_sessions);
     EXPECT_EQ(found->live_bytes, live_bytes);
+    EXPECT_EQ(expected->live_bytes, live_bytes);
+    const QuotaUsage quota = durable_.store().GetQuota(kTenant);
+    EXPECT_EQ(quota.used, oracle_.store().GetQuota(kTenant).used);
+    EXPECT_EQ(quota.used, (Quota{found->num_states, found->live_bytes}));
+    EXPECT_EQ(quota.reserved, oracle_.store().GetQuota(kTenant).reserved);
   }
 
-  void Reopen() { durable_.Reopen(); }
+  void Reopen() {
+    durable_kept_ = StateReservation();
+    oracle_kept_ = StateReservation();
+    durable_.Reopen();
+  }
   int num_found() const { return num_found_; }
   int num_inexact() const { return num_inexact_; }
 
@@ -76,6 +86,7 @@ class ModelTest {
   // Every other seed with hashes of two bits: nearly all of them are equal.
   static RocksDbOptions Options(uint64_t seed) {
     RocksDbOptions options = SmallOptions();
+    options.quotas.each_tenant = {25, 28'000};  // met now and then
     options.max_prefix_candidates = 1 << 20;
     if (seed % 2 == 0) options.prefix_hash_mask = 3;
     return options;
@@ -136,7 +147,10 @@ class ModelTest {
     const std::string session = RandomSession();
     const StateId head = states.empty() || Below(4) == 0 ? RandomId() : states[0].manifest.id;
     const uint64_t etag_choice = Below(10);
+    const bool takes_reserved = Below(3) == 0;
     const auto apply = [&](StateStore& store) {
+      StateReservation& kept = &store == &durable_.store() ? durable_kept_ : oracle_kept_;
+      commit.reservation = takes_reserved ? &kept : nullptr;
       if (moves)
         commit.head_move = Commit::HeadMove{session, head, Etag(store, session, etag_choice)};
       return store.Apply(commit);
@@ -184,6 +198,19 @@ class ModelTest {
     EXPECT_TRUE(found->damaged.empty());
     num_found_ += found->id.empty() ? 0 : 1;
     num_inexact_ += found->inexact_id.empty() ? 0 : 1;
+  }
+
+  void Reserve() {
+    const uint64_t num_states = Below(6);
+    const auto codec = static_cast<StateCodec>(Below(3));
+    auto found = durable_.store().Reserve(kTenant, num_states, SampleLayout(), codec);
+    auto expected = oracle_.store().Reserve(kTenant, num_states, SampleLayout(), codec);
+    ExpectSameCode(found.status(), expected.status());
+    durable_kept_ = StateReservation();
+    oracle_kept_ = StateReservation();
+    if (!found.ok()) return;
+    durable_kept_ = *std::move(found);
+    oracle_kept_ = *std::move(expected);
   }
 
   void Delete() {
@@ -298,7 +325,8 @@ class ModelTest {
 
   std::mt19937_64 random_;
   StoreHarness durable_;
-  StoreHarness oracle_{StoreKind::kMemory};
+  StoreHarness oracle_{StoreKind::kMemory, Options(0)};
+  StateReservation durable_kept_, oracle_kept_;
   int num_found_ = 0, num_inexact_ = 0;  // by FindPrefix
 };
 
