@@ -4,7 +4,8 @@
 # be stopped in the middle of a stream (which drains it), start again on the same volume, go on
 # exactly; then the same volume under the other target, and in the pod of deploy/kubernetes (podman
 # play kube). Meanwhile a real Prometheus scrapes it, loads the alert rules and answers every
-# question of the dashboard. Needs root and a Debian mirror; all images, containers and volumes live
+# question of the dashboard. Last, the Debian package under a systemd that runs in a container.
+# Needs root and a Debian mirror; all images, containers and volumes live
 # in a temporary folder.
 #
 #   --build DIR     the build folder (default: build)
@@ -198,5 +199,53 @@ podman healthcheck run vivarium-0-vivarium || fail "the pod's probe fails"
 in_pod generate --json --state "$state" --ignore-eos --max-tokens 40 '' >"$work/pod.json"
 expect "tokens in the pod" "$(jq -c .token_ids "$work/pod.json")" "$(jq -c .token_ids "$work/resumed.json")"
 podman pod stop --time 60 vivarium-0 >/dev/null
+
+if [ $package_from = prebuilt ]; then
+  step "the Debian package under a real systemd: the sandboxed unit"
+  mkdir "$work/systemd"
+  cp "$build"/vivarium_*_amd64.deb "$work/systemd/vivarium.deb"
+  cat >"$work/systemd/Containerfile" <<'CONTAINERFILE'
+FROM localhost/debian:bookworm
+COPY vivarium.deb /
+RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+  --no-install-recommends systemd systemd-sysv dbus libnss-systemd /vivarium.deb
+STOPSIGNAL SIGRTMIN+3
+CMD ["/sbin/init"]
+CONTAINERFILE
+  buildah "${storage[@]}" bud --quiet --isolation chroot --format docker -t localhost/systemd \
+    "$work/systemd" >"$work/build.log" 2>&1 || { tail -n 30 "$work/build.log" >&2; fail "no image with systemd"; }
+  # systemd manages control groups and mounts, so this container is as good as a machine.
+  podman run --detach --name machine --systemd always --privileged --network none localhost/systemd >/dev/null
+  on_machine() { podman exec machine "$@"; }
+  for _ in $(seq 100); do
+    case "$(on_machine systemctl is-system-running 2>/dev/null)" in running|degraded) break ;; esac
+    sleep 0.1
+  done
+  expect "state before" "$(on_machine systemctl is-enabled vivarium || true)" disabled
+  on_machine systemctl enable --quiet --now vivarium 2>/dev/null ||
+    { on_machine journalctl -u vivarium --no-pager >&2; fail "the unit does not start"; }
+  # Started means serving, without a look or a wait.
+  told=$(on_machine vivarium generate --json --session s --ignore-eos --max-tokens 20 "Once upon a time")
+  first=$(on_machine systemctl show -P MainPID vivarium)
+  expect "capabilities" "$(on_machine sed -n 's/^CapEff:[[:space:]]*//p' "/proc/$first/status")" 0000000000000000
+  expect "system call filter" "$(on_machine sed -n 's/^Seccomp:[[:space:]]*//p' "/proc/$first/status")" 2
+  [ "$(on_machine stat -c %u "/proc/$first")" != 0 ] || fail "the unit runs as root"
+  on_machine systemctl kill --signal KILL vivarium
+  sleep 2.5  # RestartSec
+  on_machine vivarium health --wait 60 >/dev/null
+  [ "$(on_machine systemctl show -P MainPID vivarium)" != "$first" ] || fail "the unit was not restarted"
+  restored() { on_machine vivarium generate --json --session s --max-tokens 4 "$1" | jq .usage.restored_tokens; }
+  expect "restored after a kill" "$(restored ' And')" "$(jq .state.position <<<"$told")"
+  echo "killed, restarted by systemd, resumed"
+  second=$(on_machine systemctl show -P MainPID vivarium)
+  on_machine apt-get install -y -qq --reinstall /vivarium.deb >/dev/null 2>&1 || fail "no reinstallation"
+  on_machine vivarium health --wait 60 >/dev/null
+  [ "$(on_machine systemctl show -P MainPID vivarium)" != "$second" ] || fail "an upgrade leaves the old program running"
+  expect "how it was stopped" "$(on_machine journalctl -u vivarium --no-pager | grep -c 'Deactivated successfully')" 1
+  on_machine apt-get purge -y -qq vivarium >/dev/null 2>&1 || fail "no purge"
+  expect "state after" "$(on_machine systemctl is-active vivarium || true)" inactive
+  on_machine test -d /var/lib/private/vivarium/store || fail "the purge dropped the states"
+  echo "upgraded with a drain, purged"
+fi
 
 step "the image works"
