@@ -57,36 +57,18 @@ absl::StatusOr<StateManifest> StreamSaver::Save(std::unique_ptr<engine::StateSna
   commit.tenant = DefaultTenant();
   commit.reservation = is_prompt_end ? &origin_.quota : &quota;
   commit.states.push_back({NextManifest(snapshot.get()), &snapshot->slot});
-  std::vector<statestore::SnapshotRef> left = is_prompt_end ? snapshots_ : PlanSnapshot(&commit);
+  std::vector<statestore::SnapshotRef> left;
+  if (!is_prompt_end) {
+    ForgetGoneSnapshots();
+    left = statestore::PlanSnapshot(snapshots_, params_->save.keep_snapshots, &commit);
+  }
   absl::Status status = parts_->store->Apply(commit);
   if (!status.ok()) return status;
-  snapshots_ = std::move(left);
+  if (!is_prompt_end) snapshots_ = std::move(left);
   last_id_ = commit.states[0].manifest.id;
   if (is_prompt_end) prompt_end_id_ = last_id_;
   last_saved_ = AsStored(std::move(commit.states[0].manifest));
   return *last_saved_;
-}
-
-std::vector<statestore::SnapshotRef> StreamSaver::PlanSnapshot(Commit* commit) {
-  ForgetGoneSnapshots();
-  StateManifest& manifest = commit->states[0].manifest;
-  manifest.is_snapshot = true;
-  std::vector<statestore::SnapshotRef> all = snapshots_;
-  all.push_back({manifest.id, manifest.position});
-  std::vector<uint64_t> positions;
-  for (const statestore::SnapshotRef& snapshot : all) positions.push_back(snapshot.position);
-  const std::vector<bool> stays =
-      statestore::KeptSnapshots(positions, params_->save.keep_snapshots);
-  std::vector<statestore::SnapshotRef> left;
-  for (size_t i = 0; i < all.size(); ++i) {
-    if (stays[i]) {
-      left.push_back(std::move(all[i]));
-    } else {
-      commit->thinned.push_back(std::move(all[i].id));
-    }
-  }
-  manifest.snapshots.assign(left.begin(), left.end() - 1);
-  return left;
 }
 
 void StreamSaver::ForgetGoneSnapshots() {

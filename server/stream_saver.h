@@ -54,8 +54,6 @@ class StreamSaver {
 
  private:
   statestore::StateManifest NextManifest(engine::StateSnapshot* snapshot) const;
-  // Makes the commit's one state a snapshot; returns those that are left then, itself the last.
-  std::vector<statestore::SnapshotRef> PlanSnapshot(statestore::Commit* commit);
   // Those of earlier calls that have expired, or were deleted or updated, are none any more.
   void ForgetGoneSnapshots();
   // The last saved state as the one that counts as the end's: nobody may thin it.

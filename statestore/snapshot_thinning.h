@@ -6,6 +6,8 @@
 #include <span>
 #include <vector>
 
+#include "statestore/state_store.h"
+
 namespace vivarium::statestore {
 
 inline constexpr size_t kMaxKeptNewest = 64;
@@ -27,5 +29,10 @@ std::vector<bool> KeptSnapshots(std::span<const uint64_t> positions, size_t num_
 //   num_newest + 2 (floor(log2(position)) - floor(log2(num_newest * every_tokens)) + 1),
 // or num_newest while the thread is shorter than num_newest * every_tokens.
 size_t MaxKeptSnapshots(size_t num_newest, uint64_t every_tokens, uint64_t position);
+
+// Makes the commit's one state a snapshot that follows `snapshots`, which are by position, and has
+// the commit thin those that go for it. Returns those that stay, the new one last.
+std::vector<SnapshotRef> PlanSnapshot(std::vector<SnapshotRef> snapshots, size_t num_newest,
+                                      Commit* commit);
 
 }  // namespace vivarium::statestore

@@ -128,25 +128,9 @@ TEST(SnapshotThinning, ADurableThreadHoldsTheBytesOfWhatIsLeftAndItsWholeHistory
   for (uint64_t number = 1; number <= kNumSnapshots; ++number) {
     SavedState state = SampleState(SampleId(number), number);
     state.manifest.position = 16 * number;
-    state.manifest.is_snapshot = true;
     if (number > 1) state.manifest.parent_id = SampleId(number - 1);
-    std::vector<SnapshotRef> all = left;
-    all.push_back({state.manifest.id, state.manifest.position});
-    std::vector<uint64_t> positions;
-    for (const SnapshotRef& snapshot : all) positions.push_back(snapshot.position);
-    const std::vector<bool> stays = KeptSnapshots(positions, kNumNewest);
-    left.clear();
-    std::vector<StateId> thinned;
-    for (size_t i = 0; i < all.size(); ++i) {
-      if (stays[i]) {
-        left.push_back(all[i]);
-      } else {
-        thinned.push_back(all[i].id);
-      }
-    }
-    state.manifest.snapshots.assign(left.begin(), left.end() - 1);
     Commit commit = CommitOf(state);
-    commit.thinned = thinned;
+    left = PlanSnapshot(left, kNumNewest, &commit);
     ASSERT_TRUE(harness.store().Apply(commit).ok());
     if (number % 100 == 50) harness.Reopen();
   }
