@@ -70,7 +70,7 @@ struct Parts {
   std::atomic<bool> is_draining{false};
   std::atomic<bool> has_device_fault{false};
   std::atomic<int64_t> backup_copied_bytes{-1};  // of the one that is made now; -1 = none is
-  std::atomic<int32_t> num_open_streams{0};  // Generate calls, stalled readers included
+  std::atomic<int32_t> num_open_streams{0};      // Generate calls, stalled readers included
 
   // What new work is answered: OK, or why none is taken.
   absl::Status CheckServing() const {

@@ -71,7 +71,7 @@ PrefixPlan PrefixReuse::Plan(const std::string& tenant, std::span<const int32_t>
     parts_->metrics->CountPrefixTokens(plan.source->position);
     states_.NoteUse(tenant, plan.state_id);
   }
-  if (!IsWritable() || parts_->options.prefix_max_states == 0) return plan;
+  if (parts_->options.prefix_max_states == 0 || !states_.MayStore(tenant)) return plan;
   const size_t num_reused = plan.source != nullptr ? plan.source->position : 0;
   const size_t branch = std::min(prompts_.Remember(tenant, prompt), prompt.size() - 1);
   if (branch >= num_reused + kMinPrefixTokens) {
@@ -138,8 +138,7 @@ std::string_view PrefixReuse::FindSource(const std::string& tenant, std::span<co
 }
 
 std::optional<HoldSet::Hold> PrefixReuse::BeginSave(const std::string& tenant) {
-  std::optional<HoldSet::Hold> hold;
-  if (IsWritable()) hold = states_.BeginSave(tenant);
+  std::optional<HoldSet::Hold> hold = states_.BeginSave(tenant);
   if (!hold) parts_->metrics->CountPrefixState("skipped");
   return hold;
 }
@@ -150,17 +149,6 @@ void PrefixReuse::Save(const std::string& tenant, std::unique_ptr<StateSnapshot>
   if (status.ok()) return;
   parts_->metrics->CountPrefixState("failed");
   parts_->log->warn("event=prefix_state_not_stored message=\"{}\"", status.ToString());
-  SetWritable(false);  // until the statistics say otherwise
-}
-
-bool PrefixReuse::IsWritable() {
-  absl::MutexLock lock(&mutex_);
-  return is_writable_;
-}
-
-void PrefixReuse::SetWritable(bool is_writable) {
-  absl::MutexLock lock(&mutex_);
-  is_writable_ = is_writable;
 }
 
 }  // namespace vivarium::server

@@ -11,8 +11,6 @@
 #include <string_view>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "engine/runtime/state.h"
 #include "server/parts.h"
 #include "server/prefix_states.h"
@@ -54,20 +52,19 @@ class PrefixReuse {
   // For a prompt from nothing. `is_wanted`: the request's own word. Blocks on the store; never
   // fails: what goes wrong is explained, counted, and the prompt is computed.
   PrefixPlan Plan(const std::string& tenant, std::span<const int32_t> prompt,
-                  std::optional<bool> is_wanted) ABSL_LOCKS_EXCLUDED(mutex_);
+                  std::optional<bool> is_wanted);
 
-  // The right to store a state at a branch; nothing while another of the tenant is being stored, or
-  // the store does not write. Never blocks.
-  std::optional<HoldSet::Hold> BeginSave(const std::string& tenant) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The right to store a state at a branch; nothing while another of the tenant is being stored.
+  // Never blocks.
+  std::optional<HoldSet::Hold> BeginSave(const std::string& tenant);
   // Stores it: PrefixStates::Save. A failure is logged and counted only. Blocks on the store.
   void Save(const std::string& tenant, std::unique_ptr<engine::StateSnapshot> state,
-            const std::vector<int32_t>& tokens, HoldSet::Hold hold) ABSL_LOCKS_EXCLUDED(mutex_);
+            const std::vector<int32_t>& tokens, HoldSet::Hold hold);
 
-  // What the store's statistics say. While it does not write, nothing is remembered nor stored.
-  void SetWritable(bool is_writable) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Drops what is stored for reuse: a call that saves needs the quota. False: there was nothing.
+  bool GiveBack(const std::string& tenant) { return states_.GiveBack(tenant); }
 
  private:
-  bool IsWritable() ABSL_LOCKS_EXCLUDED(mutex_);
   // Fills source, id and explanation. Returns how it ended.
   std::string_view FindSource(const std::string& tenant, std::span<const int32_t> prompt,
                               PrefixPlan* plan);
@@ -75,8 +72,6 @@ class PrefixReuse {
   Parts* const parts_;
   PrefixStates states_;
   PromptMemory prompts_;
-  absl::Mutex mutex_;
-  bool is_writable_ ABSL_GUARDED_BY(mutex_) = true;
 };
 
 }  // namespace vivarium::server

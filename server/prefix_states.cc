@@ -38,7 +38,7 @@ absl::Status PrefixStates::Save(const std::string& tenant,
     absl::MutexLock lock(&mutex_);
     tenants_[tenant].entries.push_back(std::move(entry));
   }
-  DropBeyondLimit(tenant);
+  DropBeyond(tenant, static_cast<size_t>(parts_->options.prefix_max_states));
   return absl::OkStatus();
 }
 
@@ -126,25 +126,42 @@ void PrefixStates::Learn(const std::string& tenant) {
   for (Entry& entry : found) known.entries.push_front(std::move(entry));
 }
 
-void PrefixStates::DropBeyondLimit(const std::string& tenant) {
-  const auto limit = static_cast<size_t>(parts_->options.prefix_max_states);
-  while (true) {
+size_t PrefixStates::DropBeyond(const std::string& tenant, size_t limit) {
+  for (size_t num_dropped = 0;;) {
     StateId id;
     {
       absl::MutexLock lock(&mutex_);
       std::deque<Entry>& entries = tenants_[tenant].entries;
-      if (entries.size() <= limit) return;
+      if (entries.size() <= limit) return num_dropped;
       id = std::move(entries.front().id);
       entries.pop_front();
     }
     const absl::Status status = parts_->store->DeleteState(tenant, id);
-    if (status.ok()) parts_->metrics->CountPrefixState("dropped");
-    // Gone already; or pinned or a head: then it is somebody's.
-    if (!status.ok() && !absl::IsNotFound(status) && !absl::IsFailedPrecondition(status)) {
+    if (status.ok()) {
+      ++num_dropped;
+      parts_->metrics->CountPrefixState("dropped");
+    } else if (!absl::IsNotFound(status) && !absl::IsFailedPrecondition(status)) {
+      // Else it was gone already; or pinned or a head: then it is somebody's.
       parts_->log->warn("event=prefix_state_not_dropped state={} message=\"{}\"", id,
                         status.ToString());
     }
   }
+}
+
+bool PrefixStates::GiveBack(const std::string& tenant) {
+  Learn(tenant);
+  return DropBeyond(tenant, 0) > 0;
+}
+
+bool PrefixStates::MayStore(const std::string& tenant) const {
+  const uint64_t slot_bytes = parts_->model.layout.slot_bytes;
+  if (!parts_->store->CheckWritable(slot_bytes).ok()) return false;
+  const statestore::QuotaUsage quota = parts_->store->GetQuota(tenant);
+  const auto is_free = [](uint64_t limit, uint64_t used, uint64_t reserved, uint64_t wanted) {
+    return limit == 0 || used + reserved + wanted <= limit / 2;
+  };
+  return is_free(quota.limit.num_states, quota.used.num_states, quota.reserved.num_states, 1) &&
+         is_free(quota.limit.num_bytes, quota.used.num_bytes, quota.reserved.num_bytes, slot_bytes);
 }
 
 }  // namespace vivarium::server

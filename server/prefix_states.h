@@ -34,6 +34,10 @@ class PrefixStates {
   // `parts` must outlive it and be complete before the first call.
   explicit PrefixStates(Parts* parts) : parts_(parts) {}
 
+  // Whether one could be stored now: the store writes, and less than half of the quota is taken.
+  bool MayStore(const std::string& tenant) const;
+  // Drops all of them: somebody else needs the quota. False: there were none. Blocks on the store.
+  bool GiveBack(const std::string& tenant) ABSL_LOCKS_EXCLUDED(mutex_);
   // The right to store one of `tenant`; nothing while another is being stored. Never blocks.
   std::optional<HoldSet::Hold> BeginSave(const std::string& tenant) {
     return saves_.TryHold(tenant);
@@ -61,7 +65,8 @@ class PrefixStates {
   absl::Status Store(const std::string& tenant, engine::StateSnapshot* state,
                      const std::vector<int32_t>& tokens, Entry* entry);
   void Learn(const std::string& tenant) ABSL_LOCKS_EXCLUDED(mutex_);
-  void DropBeyondLimit(const std::string& tenant) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Returns how many.
+  size_t DropBeyond(const std::string& tenant, size_t limit) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Duration ttl() const;
 
   Parts* const parts_;

@@ -1,6 +1,7 @@
 #include "server/save_admission.h"
 
 #include "server/errors.h"
+#include "server/prefix_reuse.h"
 
 namespace vivarium::server {
 
@@ -16,7 +17,13 @@ absl::StatusOr<statestore::StateReservation> AdmitSaves(const Parts& parts, uint
   if (absl::IsResourceExhausted(status)) return WithReason(status, "DISK_FULL");
   if (absl::IsUnavailable(status)) return WithReason(status, "STORE_FAULT");
   if (!status.ok()) return status;
-  return parts.store->Reserve(DefaultTenant(), num_states, layout, codec);
+  auto reservation = parts.store->Reserve(DefaultTenant(), num_states, layout, codec);
+  // What the server stored by itself costs no client its save.
+  if (statestore::QuotaExceededOf(reservation.status()) && parts.prefixes != nullptr &&
+      parts.prefixes->GiveBack(DefaultTenant())) {
+    reservation = parts.store->Reserve(DefaultTenant(), num_states, layout, codec);
+  }
+  return reservation;
 }
 
 }  // namespace vivarium::server

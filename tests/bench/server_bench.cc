@@ -106,6 +106,7 @@ v1::GenerateRequest MakeRequest(uint64_t seed, int num_prompt_tokens, int num_ou
   request.set_max_tokens(num_output_tokens);
   request.mutable_stops()->set_ignore_eos(true);
   request.mutable_sampling()->set_temperature(0.0f);
+  request.set_prefix_reuse(false);  // the same prompt again costs the same
   return request;
 }
 

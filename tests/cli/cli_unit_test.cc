@@ -236,9 +236,23 @@ TEST(ConfigFileTest, SizeBound) {
   EXPECT_THAT(Problems(comment + "\n\n"), ElementsAre(HasSubstr("expected at most 1048576")));
 }
 
+TEST(FlagsTest, PrefixReuseIsTheServersUnlessTurnedOff) {
+  for (const bool is_off : {false, true}) {
+    CLI::App app;
+    SamplingFlags flags;
+    flags.Declare(&app);
+    app.parse(is_off ? "--no-prefix-reuse" : "", false);
+    v1::GenerateRequest request;
+    flags.Fill(&request);
+    EXPECT_EQ(request.has_prefix_reuse(), is_off);
+    EXPECT_FALSE(request.prefix_reuse());
+  }
+}
+
 TEST(ConfigFileTest, FlagsComeBeforeTheFileAndTheFileBeforeDefaults) {
   test::TempDir dir;
-  test::WriteFile(dir.File("c.toml"), "max-slots = 3\nthreads = 2\nlog-level = \"warn\"\n");
+  test::WriteFile(dir.File("c.toml"),
+                  "max-slots = 3\nthreads = 2\nprefix-reuse = \"off\"\nlog-level = \"warn\"\n");
   CLI::App app;
   ServeFlags flags;
   flags.Declare(&app);
@@ -246,6 +260,7 @@ TEST(ConfigFileTest, FlagsComeBeforeTheFileAndTheFileBeforeDefaults) {
   EXPECT_THAT(flags.Resolve(&app), IsEmpty());
   EXPECT_EQ(flags.options.max_slots, 5);
   EXPECT_EQ(flags.options.threads, 2);
+  EXPECT_EQ(flags.options.prefix_reuse, "off");
   EXPECT_EQ(flags.options.log_level, "warn");
   EXPECT_EQ(flags.options.prefill_chunk, server::ServerOptions().prefill_chunk);
   EXPECT_EQ(flags.options.store_dir, "/s");

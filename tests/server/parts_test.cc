@@ -88,6 +88,13 @@ TEST(ServerOptionsTest, ValuesAtAndPastTheirBounds) {
   expect(true, [](auto* o) { o->drain_seconds = 0; });
   expect(false, [](auto* o) { o->default_ttl_seconds = -1; });
   expect(false, [](auto* o) { o->io_threads = 0; });
+  expect(true, [](auto* o) { o->prefix_reuse = "off"; });
+  expect(false, [](auto* o) { o->prefix_reuse = "yes"; });
+  expect(true, [](auto* o) { o->prefix_max_states = 0; });
+  expect(true, [](auto* o) { o->prefix_max_states = kMaxPrefixStates; });
+  expect(false, [](auto* o) { o->prefix_max_states = kMaxPrefixStates + 1; });
+  expect(true, [](auto* o) { o->prefix_ttl_seconds = 0; });
+  expect(false, [](auto* o) { o->prefix_ttl_seconds = -1; });
   expect(false, [](auto* o) { o->weights = "int4"; });
   expect(true, [](auto* o) { o->state_dtype = "bf16"; });
   expect(false, [](auto* o) { o->state_dtype = "f16"; });

@@ -277,20 +277,28 @@ TEST_F(PrefixReuseTest, OtherNumericsAreNamedNotUsed) {
 }
 
 // What goes wrong with automatic states is nobody's error.
-TEST_F(PrefixReuseTest, AFailedSaveIsLoggedAndNothingIsRememberedUntilTheStoreWrites) {
+TEST_F(PrefixReuseTest, AFailedSaveIsCountedAndTheStreamDoesNotHear) {
   const Ids shared = Prompt(50);
   Run(Concatenate(shared, Prompt(10, 1)));
   store_.SetHook([](const statestore::Commit&) { return absl::ResourceExhaustedError("full"); });
   Run(Concatenate(shared, Prompt(10, 2)));
   EXPECT_EQ(Metric("vivarium_prefix_states_total{what=\"failed\"}"), 1);
+  EXPECT_THAT(States(), IsEmpty());
   store_.SetHook(nullptr);
-  for (int i = 3; i < 6; ++i) {
-    const Answer answer = Run(Concatenate(shared, Prompt(10, i)));
+  Run(Concatenate(shared, Prompt(10, 3)));
+  EXPECT_THAT(States(), SizeIs(1));
+}
+
+TEST_F(PrefixReuseTest, NothingIsRememberedWhileTheStoreDoesNotWrite) {
+  store_.StopWriting(absl::ResourceExhaustedError("full"));
+  for (int i = 1; i < 4; ++i) {
+    const Answer answer = Run(Concatenate(Prompt(50), Prompt(10, i)));
     EXPECT_THAT(answer.started.reuse_explanation(), Not(HasSubstr("an earlier prompt")));
   }
+  store_.StopWriting(absl::OkStatus());
+  Run(Concatenate(Prompt(50), Prompt(10, 5)));
   EXPECT_THAT(States(), IsEmpty());
-  prefixes_->SetWritable(true);
-  Run(Concatenate(shared, Prompt(10, 6)));
+  Run(Concatenate(Prompt(50), Prompt(10, 6)));
   EXPECT_THAT(States(), SizeIs(1));
 }
 
@@ -331,15 +339,79 @@ TEST_F(PrefixReuseTest, ManyPromptsAtOnceStoreOneState) {
   EXPECT_EQ(States()[0].position, 57u);
 }
 
-TEST_F(PrefixReuseTest, ADeletedSourceIsPassedOver) {
-  v1::GenerateRequest save = RequestOf(Prompt(50));
-  save.mutable_save()->set_at_prompt_end(true);
-  const Answer saved = Run(save);
-  AdvanceClock(absl::Hours(1));
-  EXPECT_EQ(Run(Prompt(50)).started.restored_tokens(), 49u);
-  ASSERT_TRUE(store_.DeleteState("default", saved.saved[0].id()).ok());
-  const Answer answer = Run(Prompt(50));
-  EXPECT_EQ(answer.started.restored_tokens(), 0u);
+// A stored state that can't be read never fails a prompt that doesn't name it.
+TEST_F(PrefixReuseTest, WhatCannotBeReadIsPassedOverAndNamed) {
+  const auto save = [&](int num_tokens) {
+    v1::GenerateRequest request = RequestOf(Prompt(num_tokens));
+    request.set_max_tokens(0);
+    request.mutable_save()->set_at_end(true);
+    return Compute(request).finished.state().id();
+  };
+  parts_.options.prefix_max_states = 0;
+  const std::string shorter = save(41), longer = save(61);
+  const v1::GenerateRequest request = RequestOf(Prompt(80));
+  const Answer expected = Compute(request);
+  std::string bad = longer;
+  absl::Status error = absl::DataLossError("chunk 0: checksum");
+  store_.SetLoadHook(
+      [&](const std::string& id) { return bad.empty() || id == bad ? error : absl::OkStatus(); });
+  const Answer damaged = Run(request);
+  ExpectSame(damaged, expected);
+  EXPECT_EQ(damaged.started.restored_tokens(), 40u);
+  EXPECT_EQ(damaged.started.source_state_id(), shorter);
+  EXPECT_THAT(damaged.started.reuse_explanation(),
+              HasSubstr("state " + longer + " is damaged and was skipped"));
+  error = absl::NotFoundError("deleted in between");
+  const Answer deleted = Run(request);
+  ExpectSame(deleted, expected);
+  EXPECT_EQ(deleted.started.restored_tokens(), 40u);
+  error = absl::UnavailableError("the disk");
+  const Answer unavailable = Run(request);
+  ExpectSame(unavailable, expected);
+  EXPECT_EQ(unavailable.started.restored_tokens(), 0u);
+  EXPECT_THAT(unavailable.started.reuse_explanation(),
+              AllOf(StartsWith("nothing reused"), HasSubstr(longer), HasSubstr("the disk")));
+  // All of them damaged, and more than a look-up tries.
+  error = absl::DataLossError("chunk 0: checksum");
+  for (int i = 0; i < static_cast<int>(kMaxPrefixAttempts); ++i) save(62 + i);
+  bad.clear();
+  const Answer none = Run(request);
+  ExpectSame(none, expected);
+  EXPECT_EQ(none.started.restored_tokens(), 0u);
+  EXPECT_THAT(none.started.reuse_explanation(), HasSubstr("gave up after 4 stored prefixes"));
+  EXPECT_EQ(Metric("vivarium_prefix_lookups_total{result=\"damaged\"}"), 1);
+  store_.SetLoadHook(nullptr);
+  store_.FailPrefixes(absl::UnavailableError("the index"));
+  const Answer failed = Run(request);
+  ExpectSame(failed, expected);
+  EXPECT_THAT(failed.started.reuse_explanation(),
+              HasSubstr("looking for stored prefixes failed: the index"));
+  EXPECT_EQ(Metric("vivarium_prefix_lookups_total{result=\"failed\"}"), 2);
+  store_.FailPrefixes(absl::OkStatus());
+}
+
+class PrefixQuotaTest : public PrefixReuseTest {
+ protected:
+  static ServerOptions Options() {
+    ServerOptions options;
+    options.quota_states = 4;
+    return options;
+  }
+  PrefixQuotaTest() : PrefixReuseTest(Options()) {}
+};
+
+TEST_F(PrefixQuotaTest, HalfOfAQuotaAtMostAndNoneThatAClientNeeds) {
+  for (int seed = 1; seed <= 4; ++seed) {
+    Run(Concatenate(Prompt(40, seed), {1}));
+    Run(Concatenate(Prompt(40, seed), {2}));
+  }
+  EXPECT_THAT(AutomaticStates(), SizeIs(2));
+  v1::GenerateRequest save = RequestOf({1, 2, 3});
+  save.mutable_save()->set_at_end(true);
+  for (int i = 0; i < 4; ++i) Run(save);
+  EXPECT_THAT(AutomaticStates(), IsEmpty());
+  EXPECT_THAT(States(), SizeIs(4));
+  EXPECT_EQ(Generate(save).status.error_code(), StatusCode::RESOURCE_EXHAUSTED);
 }
 
 class FewPrefixStatesTest : public PrefixReuseTest {

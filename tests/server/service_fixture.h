@@ -29,6 +29,13 @@ class HookedStore final : public statestore::StateStore {
   explicit HookedStore(statestore::StateStore* store) : store_(store) {}
   // Before each commit; an error is the commit's answer. Set while nothing runs.
   void SetHook(Hook hook) { hook_ = std::move(hook); }
+  // Before each load, likewise.
+  using LoadHook = std::function<absl::Status(const statestore::StateId&)>;
+  void SetLoadHook(LoadHook hook) { load_hook_ = std::move(hook); }
+  // Each look-up of a prefix answers this, unless it is OK.
+  void FailPrefixes(absl::Status status) { prefix_failure_ = std::move(status); }
+  // CheckWritable answers this, unless it is OK.
+  void StopWriting(absl::Status status) { write_failure_ = std::move(status); }
 
   absl::Status Apply(const statestore::Commit& commit) override {
     absl::Status status = hook_ ? hook_(commit) : absl::OkStatus();
@@ -36,6 +43,9 @@ class HookedStore final : public statestore::StateStore {
   }
   absl::StatusOr<statestore::SavedState> Load(const std::string& tenant,
                                               const statestore::StateId& id) override {
+    if (absl::Status status = load_hook_ ? load_hook_(id) : absl::OkStatus(); !status.ok()) {
+      return status;
+    }
     return store_->Load(tenant, id);
   }
   absl::StatusOr<statestore::StateManifest> GetManifest(const std::string& tenant,
@@ -65,6 +75,7 @@ class HookedStore final : public statestore::StateStore {
   }
   absl::StatusOr<statestore::PrefixMatch> FindPrefix(
       const std::string& tenant, const statestore::PrefixQuery& query) override {
+    if (!prefix_failure_.ok()) return prefix_failure_;
     return store_->FindPrefix(tenant, query);
   }
   absl::StatusOr<statestore::Session> GetSession(const std::string& tenant,
@@ -104,13 +115,16 @@ class HookedStore final : public statestore::StateStore {
     return store_->GetQuota(tenant);
   }
   absl::Status CheckWritable(uint64_t num_bytes) override {
-    return store_->CheckWritable(num_bytes);
+    return write_failure_.ok() ? store_->CheckWritable(num_bytes) : write_failure_;
   }
   absl::Status Backup(const std::string& directory) override { return store_->Backup(directory); }
 
  private:
   statestore::StateStore* const store_;
   Hook hook_;
+  LoadHook load_hook_;
+  absl::Status prefix_failure_;
+  absl::Status write_failure_;
 };
 
 // All that one Generate call said.
