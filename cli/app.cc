@@ -74,6 +74,9 @@ std::vector<Leaf> DeclareCommands(CLI::App* root) {
       {"states", "Saved states: list, show, delete, export, import, verify", &MakeStatesCommands});
   declare_group("Talking to a server",
                 {"sessions", "Sessions, the names that point at states", &MakeSessionsCommands});
+  declare_group(
+      "Talking to a server",
+      {"admin", "A running server: its figures, backups of its store", &MakeAdminCommands});
   declare(root, "Talking to a server", MakeBenchCommands());
   declare(root, "Talking to a server", MakeHealthCommands());
   declare_group("Without a server", {"store",

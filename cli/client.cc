@@ -88,7 +88,8 @@ Client::Client(std::string address, double timeout_seconds,
       generation_(v1::Generation::NewStub(channel)),
       states_(v1::States::NewStub(channel)),
       sessions_(v1::Sessions::NewStub(channel)),
-      models_(v1::Models::NewStub(channel)) {}
+      models_(v1::Models::NewStub(channel)),
+      admin_(v1::Admin::NewStub(channel)) {}
 
 Client::Call::Call(double timeout_seconds)
     : watcher_([this] { context_.TryCancel(); }, kExitInterrupted) {

@@ -30,6 +30,7 @@ class Client {
   v1::States::Stub& states() { return *states_; }
   v1::Sessions::Stub& sessions() { return *sessions_; }
   v1::Models::Stub& models() { return *models_; }
+  v1::Admin::Stub& admin() { return *admin_; }
 
   // For one call: its context, with the deadline that --timeout asks for; Ctrl-C cancels it.
   class Call {
@@ -69,6 +70,7 @@ class Client {
   std::unique_ptr<v1::States::Stub> states_;
   std::unique_ptr<v1::Sessions::Stub> sessions_;
   std::unique_ptr<v1::Models::Stub> models_;
+  std::unique_ptr<v1::Admin::Stub> admin_;
 };
 
 // "no state st_... (NOT_FOUND, STATE_NOT_FOUND)": message, code, and from the error's details the

@@ -28,6 +28,7 @@ Commands MakeScoreCommands();     // score
 Commands MakeBenchCommands();     // bench
 Commands MakeStatesCommands();    // states ls|show|tree|rm|export|import|verify
 Commands MakeSessionsCommands();  // sessions ls|show|create|history|rewind|rm
+Commands MakeAdminCommands();     // admin stats|backup
 Commands MakeStoreCommands();     // store verify|stats|compact|gc|backup|backups|restore
 Commands MakeModelCommands();     // model inspect|quantize
 Commands MakeTokenizeCommands();  // tokenize

@@ -29,7 +29,7 @@ class StoreCommand : public Command {
     options.create_if_missing = false;
     options.disk_reserve_bytes = 0;  // to compact is to free
     auto store = statestore::OpenRocksDbStore(directory_, options, absl::Now, nullptr);
-    if (!store.ok()) return FailLocally(store.status());
+    if (!store.ok()) return Fail(store.status());
     return RunOn(**store);
   }
 
@@ -39,6 +39,8 @@ class StoreCommand : public Command {
         ->type_name("DIR");
   }
   virtual int RunOn(StateStore& store) = 0;
+  // The store can't be opened.
+  virtual int Fail(const absl::Status& status) { return FailLocally(status); }
 
  private:
   std::string directory_;
@@ -61,28 +63,36 @@ int Verify(StateStore& store, bool json) {
   }
   if (!report.ok()) return FailLocally(report.status());
   for (const absl::Status& damaged : report->damaged) (void)FailLocally(damaged);
+  for (const absl::Status& found : report->inconsistent) (void)FailLocally(found);
   if (json) {
-    Json damaged = Json::array();
-    for (const absl::Status& status : report->damaged) {
-      damaged.push_back(std::string(status.message()));
-    }
+    const auto messages = [](const std::vector<absl::Status>& statuses) {
+      Json array = Json::array();
+      for (const absl::Status& status : statuses) {
+        array.push_back(std::string(status.message()));
+      }
+      return array;
+    };
     PrintJson({{"states", report->num_states},
                {"verified_bytes", report->num_bytes},
                {"num_damaged", report->num_damaged},
-               {"damaged", damaged}});
+               {"damaged", messages(report->damaged)},
+               {"keys", report->num_keys},
+               {"num_inconsistent", report->num_inconsistent},
+               {"inconsistent", messages(report->inconsistent)}});
   } else {
-    PrintLine(absl::StrCat(FormatCount(report->num_states), " states, ",
-                           FormatBytes(report->num_bytes), " verified, ",
-                           FormatCount(report->num_damaged), " damaged"));
+    PrintLine(absl::StrCat(
+        FormatCount(report->num_states), " states, ", FormatBytes(report->num_bytes), " verified, ",
+        FormatCount(report->num_damaged), " damaged; ", FormatCount(report->num_keys),
+        " keys compared, ", FormatCount(report->num_inconsistent), " inconsistent"));
   }
-  return report->num_damaged == 0 ? kExitOk : kExitLocalError;
+  return report->is_sound() ? kExitOk : kExitLocalError;
 }
 
 class StoreVerifyCommand final : public StoreCommand {
  public:
   CLI::App* Declare(CLI::App* parent) override {
-    CLI::App* app =
-        parent->add_subcommand("verify", "Read every byte of every state, check every checksum");
+    CLI::App* app = parent->add_subcommand(
+        "verify", "Read every byte, check every checksum, and all that states are found by");
     DeclareStore(app);
     json_.Declare(app, "what was verified and what is damaged");
     return app;
@@ -173,11 +183,25 @@ class StoreBackupCommand final : public StoreCommand {
 
  private:
   int RunOn(StateStore& store) override {
-    const auto info = store.AddBackup(backups_, nullptr);
+    absl::StatusOr<statestore::BackupInfo> info;
+    {
+      Progress progress("backing up", 0);
+      uint64_t shown_bytes = 0;
+      info = store.AddBackup(backups_, [&](uint64_t copied_bytes) {
+        progress.Advance(copied_bytes - shown_bytes);
+        shown_bytes = copied_bytes;
+      });
+    }
     if (!info.ok()) return FailLocally(info.status());
     PrintLine(absl::StrCat("backup ", info->id, ", ", FormatBytes(info->num_bytes), ", ",
                            FormatBytes(info->new_bytes), " of it new, in ", backups_));
     return kExitOk;
+  }
+
+  int Fail(const absl::Status& status) override {
+    if (!absl::IsFailedPrecondition(status)) return FailLocally(status);
+    return FailLocally(absl::FailedPreconditionError(
+        absl::StrCat(status.message(), "; of a running server's: vivarium admin backup")));
   }
 
   std::string backups_;

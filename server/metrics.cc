@@ -208,7 +208,9 @@ struct Metrics::Families {
   prometheus::Counter& scrubbed_bytes =
       Counter("vivarium_store_scrubbed_bytes_total", "Their bytes.").Add({});
   prometheus::Counter& damaged_states =
-      Counter("vivarium_store_damaged_states_total", "Damaged ones, once each pass.").Add({});
+      Counter("vivarium_store_damaged_states_total",
+              "Damaged ones, and keys and files that don't agree, once each pass.")
+          .Add({});
   prometheus::Gauge& read_only =
       Gauge("vivarium_store_read_only", "1 while nothing can be saved: a fault, or a full disk.");
   prometheus::Gauge& draining = Gauge("vivarium_draining", "1 while the server drains.");

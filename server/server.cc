@@ -398,8 +398,9 @@ void RunningServer::RunScrubs() {
   options.bytes_per_second = static_cast<uint64_t>(parts_.options.scrub_bytes_per_second);
   options.pause = [this](absl::Duration duration) { return !StopsWithin(duration); };
   options.on_progress = [&](const statestore::ScrubReport& so_far) {
-    metrics_.CountScrub(so_far.num_states - last.num_states, so_far.num_bytes - last.num_bytes,
-                        so_far.num_damaged - last.num_damaged);
+    metrics_.CountScrub(
+        so_far.num_states - last.num_states, so_far.num_bytes - last.num_bytes,
+        so_far.num_damaged + so_far.num_inconsistent - last.num_damaged - last.num_inconsistent);
     last = so_far;
   };
   while (!StopsWithin(kScrubPause)) {
@@ -408,9 +409,9 @@ void RunningServer::RunScrubs() {
     if (absl::IsCancelled(report.status())) return;
     if (!report.ok()) {
       log_->warn("event=scrub_failed message=\"{}\"", report.status().ToString());
-    } else if (report->num_damaged > 0) {
-      log_->error("event=scrub_found_damage states={} damaged={}", report->num_states,
-                  report->num_damaged);
+    } else if (!report->is_sound()) {
+      log_->error("event=scrub_found_damage states={} damaged={} inconsistent={}",
+                  report->num_states, report->num_damaged, report->num_inconsistent);
     }
   }
 }

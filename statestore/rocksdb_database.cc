@@ -3,6 +3,7 @@
 #include <rocksdb/cache.h>
 #include <rocksdb/env.h>
 #include <rocksdb/listener.h>
+#include <rocksdb/sst_file_reader.h>
 #include <rocksdb/table.h>
 #include <rocksdb/utilities/checkpoint.h>
 
@@ -332,6 +333,29 @@ uint64_t RocksDbDatabase::BlobBytes() const {
   uint64_t num_bytes = 0;
   db_->GetIntProperty(chunks_.get(), rocksdb::DB::Properties::kTotalBlobFileSize, &num_bytes);
   return num_bytes;
+}
+
+std::vector<std::pair<std::string, uint64_t>> RocksDbDatabase::TableFiles() const {
+  std::vector<rocksdb::LiveFileMetaData> live;
+  db_->GetLiveFilesMetaData(&live);
+  std::vector<std::pair<std::string, uint64_t>> files;
+  files.reserve(live.size());
+  for (const rocksdb::LiveFileMetaData& file : live) {
+    files.emplace_back(file.relative_filename, file.size);
+  }
+  return files;
+}
+
+absl::Status RocksDbDatabase::VerifyTableFile(const std::string& name) const {
+  const std::string path = absl::StrCat(directory_, "/", name);
+  rocksdb::Options options;
+  options.env = env_.get();
+  rocksdb::SstFileReader reader(options);
+  rocksdb::Status status = reader.Open(path);
+  if (status.ok()) status = reader.VerifyChecksum();
+  if (!status.ok() && env_->FileExists(path).IsNotFound()) return absl::OkStatus();
+  if (status.ok() || status.IsIOError()) return FromRocksDb(status, absl::StrCat("file ", name));
+  return absl::DataLossError(absl::StrCat("file ", name, ": ", status.ToString()));
 }
 
 absl::Status RocksDbDatabase::Flush() {

@@ -11,6 +11,8 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -91,6 +93,10 @@ class RocksDbDatabase {
   // Flushes, and rewrites the blob files without what was deleted.
   absl::Status Compact();
   uint64_t BlobBytes() const;
+  // RocksDB's sorted files now: names below the store's directory, and sizes.
+  std::vector<std::pair<std::string, uint64_t>> TableFiles() const;
+  // DATA_LOSS naming the file where a checksum of its blocks fails. OK where it is gone.
+  absl::Status VerifyTableFile(const std::string& name) const;
 
  private:
   class Listener;

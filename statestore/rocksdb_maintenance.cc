@@ -1,4 +1,4 @@
-// RocksDbStore: what looks after everything stored. Scrubbing, compaction, sets of backups.
+// RocksDbStore: what looks after everything stored. Compaction, damaged states, sets of backups.
 #include <rocksdb/utilities/backup_engine.h>
 #include <sys/stat.h>
 
@@ -8,7 +8,6 @@
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "statestore/byte_codec.h"
 #include "statestore/rocksdb_store_impl.h"
 #include "statestore/store_rules.h"
@@ -21,11 +20,6 @@ namespace fs = std::filesystem;
 constexpr uint64_t kMinGarbageBytes = uint64_t{1} << 20;
 constexpr int64_t kGarbageShare = 10;  // a tenth of what lives
 
-bool SleepFor(absl::Duration duration) {
-  absl::SleepFor(duration);
-  return true;
-}
-
 rocksdb::BackupEngineOptions BackupOptions(const std::string& directory) {
   rocksdb::BackupEngineOptions options(directory);
   options.sync = true;
@@ -35,56 +29,6 @@ rocksdb::BackupEngineOptions BackupOptions(const std::string& directory) {
 }
 
 }  // namespace
-
-absl::StatusOr<StateId> RocksDbStore::NextState(const std::string& tenant, const StateId& last) {
-  const std::string prefix = KeyPrefix(KeyKind::kManifest, tenant);
-  std::string begin = prefix + last;
-  if (!last.empty()) begin.push_back('\0');
-  // A new iterator each time: one that lived through the whole pass would keep every old file.
-  RocksDbRange range(database_->db(), begin, PrefixEnd(prefix), nullptr);
-  range.iterator().SeekToFirst();
-  if (range.iterator().Valid()) return StateId(range.key().substr(prefix.size()));
-  if (absl::Status status = range.status(); !status.ok()) return status;
-  return StateId();
-}
-
-absl::StatusOr<ScrubReport> RocksDbStore::Scrub(const ScrubOptions& options) {
-  const auto pause = options.pause ? options.pause : SleepFor;
-  const absl::Time begin = absl::Now();
-  ScrubReport report;
-  uint64_t num_read_bytes = 0;
-  absl::Status status = ForEachTenant(KeyKind::kManifest, [&](const std::string& tenant) {
-    for (StateId last;;) {
-      absl::StatusOr<StateId> id = NextState(tenant, last);
-      if (!id.ok()) return id.status();
-      if (id->empty()) return absl::OkStatus();
-      last = *id;
-      absl::StatusOr<SavedState> state = LoadVerified(tenant, *id);
-      if (absl::IsNotFound(state.status())) continue;  // dropped, or expired
-      ++report.num_states;
-      if (state.ok()) {
-        report.num_bytes += state->manifest.stored_bytes;
-        num_read_bytes += state->manifest.stored_bytes;
-      } else if (absl::IsDataLoss(state.status()) || absl::IsUnimplemented(state.status())) {
-        ++report.num_damaged;
-        if (report.damaged.size() < kMaxReportedDamages) report.damaged.push_back(state.status());
-        if (events_ != nullptr) events_->OnFault(state.status());
-      } else {
-        return state.status();
-      }
-      if (options.on_progress) options.on_progress(report);
-      if (options.bytes_per_second == 0) continue;
-      const absl::Duration ahead = absl::Seconds(static_cast<double>(num_read_bytes) /
-                                                 static_cast<double>(options.bytes_per_second)) -
-                                   (absl::Now() - begin);
-      if (!pause(std::max(ahead, absl::ZeroDuration()))) {
-        return absl::CancelledError("the scrubbing was stopped");
-      }
-    }
-  });
-  if (!status.ok()) return status;
-  return report;
-}
 
 absl::Status RocksDbStore::Compact() { return database_->Compact(); }
 
@@ -114,6 +58,7 @@ absl::Status RocksDbStore::ForgetDamaged(const std::string& tenant, const StateI
     }
     if (absl::Status status = range.status(); !status.ok()) return status;
   }
+  if (absl::Status status = PlanForgetHeads(tenant, id, &batch); !status.ok()) return status;
   rocksdb::ReadOptions options;
   options.verify_checksums = false;
   const std::string first = ChunkKey(tenant, id, 0);

@@ -1,6 +1,6 @@
 // RocksDbStore: the implementation behind OpenRocksDbStore. Its parts: rocksdb_store.cc (opening,
 // reading), rocksdb_commit.cc (Apply), rocksdb_list.cc, rocksdb_update.cc, rocksdb_sweep.cc,
-// rocksdb_maintenance.cc (scrubbing, compaction, backups).
+// rocksdb_maintenance.cc (compaction, backups), rocksdb_scrub.cc.
 #pragma once
 
 #include <map>
@@ -153,6 +153,8 @@ class RocksDbStore final : public StateStore {
   absl::Status PlanDrop(const StoredManifest& stored, rocksdb::WriteBatch* batch,
                         Counters* difference);
   static void PutDropped(const StoredManifest& stored, rocksdb::WriteBatch* batch);
+  absl::Status PlanForgetHeads(const std::string& tenant, const StateId& id,
+                               rocksdb::WriteBatch* batch);
   // Removes the manifest `id`, and its ancestors', as far as they are dropped and childless. One
   // batch takes kMaxRemovedPerBatch; the rest is remembered in it and follows.
   absl::Status RemoveChain(const std::string& tenant, StateId id, StateId removed_child,
@@ -191,7 +193,11 @@ class RocksDbStore final : public StateStore {
   absl::Status TryPrefix(const std::string& tenant, const PrefixQuery& query, const StateId& id,
                          uint64_t position, const rocksdb::Snapshot* snapshot, PrefixMatch* match);
 
-  // --- looking after everything (rocksdb_maintenance.cc) ---
+  // --- looking after everything (rocksdb_maintenance.cc, rocksdb_scrub.cc) ---
+  class ScrubPass;
+  absl::Status ScrubStates(ScrubPass* pass);
+  absl::Status ScrubKeys(ScrubPass* pass);
+  absl::Status ScrubFiles(ScrubPass* pass);
   // The first state of `tenant` after `last`; "" = there is none.
   absl::StatusOr<StateId> NextState(const std::string& tenant, const StateId& last);
   // Calls `visit(tenant)` for every tenant that has keys of this kind.

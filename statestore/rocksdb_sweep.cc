@@ -76,8 +76,13 @@ absl::Status RocksDbStore::PlanDrop(const StoredManifest& stored, rocksdb::Write
     batch->Delete(PrefixKey(tenant, IndexedHash(manifest), manifest.id));
   }
   *difference += {-1, 0, 0, -static_cast<int64_t>(manifest.stored_bytes)};
-  // Sessions that could have gone back to it no longer can.
-  const std::string prefix = KeyPrefix(KeyKind::kHeadOf, tenant, manifest.id);
+  return PlanForgetHeads(tenant, manifest.id, batch);
+}
+
+// Sessions that could have gone back to it no longer can.
+absl::Status RocksDbStore::PlanForgetHeads(const std::string& tenant, const StateId& id,
+                                           rocksdb::WriteBatch* batch) {
+  const std::string prefix = KeyPrefix(KeyKind::kHeadOf, tenant, id);
   RocksDbRange range(database_->db(), prefix, PrefixEnd(prefix), nullptr);
   for (range.iterator().SeekToFirst(); range.iterator().Valid(); range.iterator().Next()) {
     batch->Delete(AsSlice(range.key()));
@@ -86,7 +91,7 @@ absl::Status RocksDbStore::PlanDrop(const StoredManifest& stored, rocksdb::Write
     if (!session.ok()) return session.status();
     if (!session->has_value()) continue;
     std::vector<StateId>& heads = (*session)->recent_heads;
-    heads.erase(std::remove(heads.begin(), heads.end(), manifest.id), heads.end());
+    heads.erase(std::remove(heads.begin(), heads.end(), id), heads.end());
     batch->Put(Key(KeyKind::kSession, tenant, name), EncodeSession(**session));
   }
   return range.status();

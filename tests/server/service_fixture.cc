@@ -33,7 +33,7 @@ google::rpc::ErrorInfo ErrorInfoOf(const grpc::Status& status) {
   return info;
 }
 
-ServiceTest::ServiceTest(const ServerOptions& options)
+ServiceTest::ServiceTest(const ServerOptions& options, statestore::StateStore* store)
     : log_(std::make_shared<spdlog::logger>("test",
                                             std::make_shared<spdlog::sinks::null_sink_mt>())),
       memory_([this] { return Now(); }, nullptr,
@@ -41,7 +41,7 @@ ServiceTest::ServiceTest(const ServerOptions& options)
                   .quotas = {.each_tenant = {static_cast<uint64_t>(options.quota_states),
                                              static_cast<uint64_t>(options.quota_bytes)},
                              .by_tenant = {}}}),
-      store_(&memory_),
+      store_(store != nullptr ? store : &memory_),
       sessions_(&store_),
       ids_(absl::Now),
       pump_(std::make_unique<WritePump>()),

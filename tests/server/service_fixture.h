@@ -148,7 +148,8 @@ google::rpc::ErrorInfo ErrorInfoOf(const grpc::Status& status);
 class ServiceTest : public testing::Test {
  protected:
   ServiceTest() : ServiceTest(ServerOptions()) {}
-  explicit ServiceTest(const ServerOptions& options);
+  // `store`: instead of one in memory; must outlive the fixture.
+  explicit ServiceTest(const ServerOptions& options, statestore::StateStore* store = nullptr);
   ~ServiceTest() override;
 
   // The whole call. `deadline` of zero: none.

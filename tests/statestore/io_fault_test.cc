@@ -51,6 +51,12 @@ class FaultScript {
     EXPECT_NE(store_, nullptr) << "the store doesn't open after the fault";
     if (store_ == nullptr) return has_struck;
     CheckAll(/*is_well=*/true);
+    const absl::StatusOr<ScrubReport> report = store_->Scrub({});
+    EXPECT_TRUE(report.ok()) << report.status();
+    if (report.ok() && !report->is_sound()) {
+      ADD_FAILURE() << "after the fault: "
+                    << (report->damaged.empty() ? report->inconsistent[0] : report->damaged[0]);
+    }
     EXPECT_TRUE(Save(999, "s"));
     return has_struck;
   }

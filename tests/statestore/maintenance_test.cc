@@ -168,5 +168,45 @@ TEST(BackupSet, EveryBackupComesBackWhole) {
   EXPECT_FALSE(RestoreBackup(parent.Sub("nothing"), 0, parent.Sub("x")).ok());
 }
 
+// As in earnest, with blob files: what a backup has, the next ones share.
+TEST(BackupSet, TheNextOneCostsWhatIsNewAndOneIsMadeAtATime) {
+  RocksDbOptions options;
+  options.disk_reserve_bytes = 0;
+  StoreHarness harness(StoreKind::kRocksDb, options);
+  const TemporaryDirectory parent;
+  const std::string backups = parent.Sub("backups");
+  for (uint64_t i = 1; i <= 16; ++i) {
+    ASSERT_TRUE(harness.store().Apply(CommitOf(LargeState(i))).ok());
+  }
+  absl::Status beside;
+  uint64_t copied_bytes = 0;
+  const absl::StatusOr<BackupInfo> first =
+      harness.store().AddBackup(backups, [&](uint64_t num_bytes) {
+        copied_bytes = num_bytes;
+        if (!beside.ok()) return;  // once is enough
+        beside = harness.store().AddBackup(parent.Sub("other"), nullptr).status();
+      });
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_TRUE(absl::IsAborted(beside)) << beside;
+  EXPECT_TRUE(absl::StrContains(beside.message(), "another one is being made"));
+  EXPECT_EQ(first->id, 1u);
+  EXPECT_GT(first->num_bytes, uint64_t{16} << 20);
+  EXPECT_GE(first->new_bytes, first->num_bytes);
+  EXPECT_GT(copied_bytes, uint64_t{8} << 20);
+  ASSERT_TRUE(harness.store().Apply(CommitOf(LargeState(17))).ok());
+  const absl::StatusOr<BackupInfo> second = harness.store().AddBackup(backups, nullptr);
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_EQ(second->id, 2u);
+  EXPECT_GT(second->num_bytes, uint64_t{17} << 20);
+  EXPECT_LT(second->new_bytes, uint64_t{2} << 20);
+  ASSERT_TRUE(RestoreBackup(backups, 2, parent.Sub("restored")).ok());
+  auto restored = OpenRocksDbStore(parent.Sub("restored"), options, absl::Now, nullptr);
+  ASSERT_TRUE(restored.ok()) << restored.status();
+  const absl::StatusOr<ScrubReport> report = (*restored)->Scrub({});
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_TRUE(report->is_sound());
+  EXPECT_EQ(report->num_states, 17u);
+}
+
 }  // namespace
 }  // namespace vivarium::statestore

@@ -68,6 +68,9 @@ class ModelTest {
     EXPECT_EQ(found->num_sessions, expected->num_sessions);
     EXPECT_EQ(found->live_bytes, live_bytes);
     EXPECT_EQ(expected->live_bytes, live_bytes);
+    const auto report = durable_.store().Scrub({});
+    ASSERT_TRUE(report.ok()) << report.status();
+    EXPECT_TRUE(report->is_sound()) << report->inconsistent[0];
     const QuotaUsage quota = durable_.store().GetQuota(kTenant);
     EXPECT_EQ(quota.used, oracle_.store().GetQuota(kTenant).used);
     EXPECT_EQ(quota.used, (Quota{found->num_states, found->live_bytes}));
