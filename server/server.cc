@@ -363,7 +363,8 @@ void RunningServer::WaitUntilDrained() {
 
 void RunningServer::UpdateStoreMetrics() {
   auto stats = store_->Stats();
-  if (stats.ok()) metrics_.SetStore(*stats);
+  if (!stats.ok()) return;
+  metrics_.SetStore(*stats);
   if (port_ != nullptr && !parts_.is_draining) port_->SetSaving(!stats->is_read_only);
 }
 
