@@ -143,8 +143,8 @@ class SessionsHistoryCommand : public ServerCommand {
     }
     for (const v1::State& state : states) {
       PrintNow(absl::StrCat("-- ", state.id(), ", ", FormatCount(state.position()), " tokens, ",
-                            FormatWhen(state.create_time()), state.dropped() ? ", dropped" : "",
-                            "\n", FormatTranscript(state)));
+                            FormatWhen(state.create_time()), state.snapshot() ? ", snapshot" : "",
+                            state.dropped() ? ", dropped" : "", "\n", FormatTranscript(state)));
     }
     return kExitOk;
   }

@@ -32,6 +32,7 @@ std::vector<SnapshotRef> PlanSnapshot(std::vector<SnapshotRef> snapshots, size_t
   manifest.is_snapshot = true;
   snapshots.push_back({manifest.id, manifest.position});
   std::vector<uint64_t> positions;
+  positions.reserve(snapshots.size());
   for (const SnapshotRef& snapshot : snapshots) positions.push_back(snapshot.position);
   const std::vector<bool> stays = KeptSnapshots(positions, num_newest);
   std::vector<SnapshotRef> left;
