@@ -356,7 +356,8 @@ void StoreObserver::OnCommit(absl::Duration latency, uint64_t bytes, const absl:
   metrics_->ObserveCommit(latency, bytes, status);
 }
 
-void StoreObserver::OnLoad(absl::Duration latency, uint64_t bytes, const absl::Status& status) {
+void StoreObserver::OnLoad(absl::Duration latency, uint64_t bytes, statestore::LoadTier /*tier*/,
+                           const absl::Status& status) {
   metrics_->ObserveLoad(latency, bytes, status);
 }
 

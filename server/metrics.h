@@ -64,7 +64,8 @@ class StoreObserver final : public statestore::StoreEvents {
       : metrics_(metrics), on_fault_(std::move(on_fault)) {}
 
   void OnCommit(absl::Duration latency, uint64_t bytes, const absl::Status& status) override;
-  void OnLoad(absl::Duration latency, uint64_t bytes, const absl::Status& status) override;
+  void OnLoad(absl::Duration latency, uint64_t bytes, statestore::LoadTier tier,
+              const absl::Status& status) override;
   void OnFault(const absl::Status& status) override;
   void OnSweep(uint64_t num_expired, uint64_t num_orphan_chunks) override;
 

@@ -183,6 +183,7 @@ absl::StatusOr<SavedState> MemoryStore::Load(const std::string& tenant, const St
   if (status.ok()) status = ValidateStateId(id);
   if (!status.ok()) return status;
   SavedState state;
+  state.tier = LoadTier::kHost;
   {
     absl::MutexLock lock(&mutex_);
     const Entry* entry = FindLive(tenant, id);
@@ -191,7 +192,9 @@ absl::StatusOr<SavedState> MemoryStore::Load(const std::string& tenant, const St
     state.slot = engine::StateBuffer(entry->slot.size());
     std::memcpy(state.slot.data(), entry->slot.data(), entry->slot.size());
   }
-  if (events_ != nullptr) events_->OnLoad(clock_() - begin, state.slot.size(), absl::OkStatus());
+  if (events_ != nullptr) {
+    events_->OnLoad(clock_() - begin, state.slot.size(), state.tier, absl::OkStatus());
+  }
   return state;
 }
 

@@ -247,7 +247,7 @@ absl::StatusOr<SavedState> RocksDbStore::Load(const std::string& tenant, const S
   absl::StatusOr<SavedState> state = LoadVerified(tenant, id);
   if (events_ != nullptr) {
     events_->OnLoad(absl::Now() - begin, state.ok() ? state->manifest.stored_bytes : 0,
-                    state.status());
+                    state.ok() ? state->tier : LoadTier::kDisk, state.status());
   }
   return state;
 }

@@ -99,9 +99,16 @@ struct StateManifest {
   bool is_lossy() const { return loss.is_lossy() || inherited_loss.is_lossy(); }
 };
 
+// Where a state's bytes came from.
+enum class LoadTier : uint8_t {
+  kDisk = 0,
+  kHost = 1,  // memory of this process
+};
+
 struct SavedState {
   StateManifest manifest;
   engine::StateBuffer slot;
+  LoadTier tier = LoadTier::kDisk;
 };
 
 struct Session {
@@ -203,6 +210,11 @@ struct StoreStats {
   uint64_t live_bytes = 0;    // chunks of the states with bytes, as stored
   uint64_t disk_bytes = 0;    // what the store occupies on disk (0 for the in-memory store)
   bool is_read_only = false;  // nothing can be saved now: a fault, or too little free disk space
+  // States kept in host memory (of stores that have a tier of it).
+  uint64_t cache_bytes = 0;
+  uint64_t cache_states = 0;
+  uint64_t cache_limit_bytes = 0;
+  uint64_t cache_evictions = 0;  // since the store was opened
 };
 
 // A pass over everything stored: every state's bytes, then what states are found by (manifests and
@@ -243,7 +255,7 @@ class StoreEvents {
   virtual ~StoreEvents() = default;
   virtual void OnCommit(absl::Duration /*latency*/, uint64_t /*bytes*/,
                         const absl::Status& /*status*/) {}
-  virtual void OnLoad(absl::Duration /*latency*/, uint64_t /*bytes*/,
+  virtual void OnLoad(absl::Duration /*latency*/, uint64_t /*bytes*/, LoadTier /*tier*/,
                       const absl::Status& /*status*/) {}
   virtual void OnFault(const absl::Status& /*status*/) {}
   virtual void OnSweep(uint64_t /*num_expired*/, uint64_t /*num_orphan_chunks*/) {}

@@ -82,6 +82,10 @@ class ThreadedEngine final : public Engine {
 
   void Cancel(StreamId id) override { mailbox_.Cancel(id); }
   void Drain(absl::Time deadline) override { mailbox_.Drain(deadline); }
+  void NameHot(HotId id, std::string name) override {
+    loop_.hot_states()->Name(id, std::move(name));
+  }
+  HotLease LeaseHot(const std::string& name) override { return loop_.hot_states()->Lease(name); }
   EngineStats Stats() const override {
     EngineStats stats = mailbox_.Stats();
     stats.weight_bytes = weight_bytes_;

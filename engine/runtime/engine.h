@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "engine/runtime/hot_states.h"
 #include "engine/runtime/sampling_params.h"
 #include "engine/runtime/state.h"
 
@@ -58,6 +59,10 @@ inline constexpr size_t kMaxStopTokenIds = 64;
 // Kinds of work: generating, or scoring given tokens.
 struct EngineRequest {
   std::unique_ptr<StateSnapshot> source;  // null = the zero state
+  // Where there is one, `source` has no bytes: they are the leased state's, of the engine's own
+  // layout. Unless it is kept, its slot becomes the stream's, and nobody can lease it again.
+  HotLease hot;
+  bool keeps_hot = true;
   // Tokens to consume after the source's pending token. May be empty only with a source.
   std::vector<int32_t> prompt;
   // Score: log-probabilities of `prompt` are wanted (max_tokens must be 0). With a source, of all
@@ -104,7 +109,8 @@ struct FinishInfo {
   uint64_t position;           // tokens consumed, the source's included
   uint64_t skipped_snapshots;  // every_tokens ones that the sink did not accept
   std::unique_ptr<StateSnapshot> state;  // when asked for and the stream ever ran
-  std::vector<TokenLogprob> scores;      // EngineRequest::score
+  HotId hot_id = 0;  // of `state`, where it stays in its slot too: see Engine::NameHot
+  std::vector<TokenLogprob> scores;  // EngineRequest::score
   absl::Duration prefill_time, decode_time;
 };
 
@@ -179,8 +185,12 @@ struct EngineStats {
   uint64_t finished_streams = 0, cancelled_streams = 0, rejected_streams = 0;
   int32_t queued_streams = 0;  // gauges from here
   int32_t live_streams = 0;
-  int32_t used_slots = 0;  // those of states on their way to the host included
+  int32_t used_slots = 0;  // those of states on their way to the host included, hot ones not
   int32_t max_slots = 0;
+  int32_t hot_slots = 0;       // that keep the state of an ended stream while nobody needs them
+  uint64_t hot_resumes = 0;    // streams whose source was in a slot (total, as the next two)
+  uint64_t hot_evictions = 0;  // hot states whose slot was needed
+  uint64_t hot_spills = 0;     // of these, leased ones: they went on in host memory
   uint64_t slot_bytes = 0, pool_bytes = 0, host_swap_bytes = 0;
   uint64_t weight_bytes = 0, activation_bytes = 0;         // as the model holds them on the device
   uint64_t device_free_bytes = 0, device_total_bytes = 0;  // Backend::Memory
@@ -224,6 +234,11 @@ class Engine {
   // No new streams from now on; those running go on until `deadline`, then finish with kDrained.
   // Returns when all are finished.
   virtual void Drain(absl::Time deadline) = 0;
+  // The end states of streams stay in their slots for as long as nobody needs these: never is a
+  // stream refused or held up for their sake. Once a state has a name it can be leased under it.
+  virtual void NameHot(HotId /*id*/, std::string /*name*/) {}
+  // For EngineRequest::hot; on nothing when no slot has that state any more.
+  virtual HotLease LeaseHot(const std::string& /*name*/) { return {}; }
   virtual EngineStats Stats() const = 0;
   virtual const EngineOptions& options() const = 0;
 };

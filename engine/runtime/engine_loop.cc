@@ -30,6 +30,7 @@ EngineLoop::EngineLoop(Model* model, ModelIdentity identity, std::unique_ptr<Sta
     : model_(model),
       identity_(std::move(identity)),
       pool_(std::move(pool)),
+      hot_(std::make_shared<HotStates>()),
       transfers_(model->backend(), pool_.get()),
       options_(options),
       scheduler_(LimitsOf(options, *model)),
@@ -69,7 +70,11 @@ void EngineLoop::Step() {
   JoinLoaded();
   StepPlan plan = scheduler_.Plan();
   for (const StreamId id : plan.swap_out) SwapOut(*sequences_.at(id));
-  for (const StreamId id : plan.slot_in) SlotIn(*sequences_.at(id));
+  for (const StreamId id : plan.slot_in) {
+    if (SlotIn(*sequences_.at(id))) continue;
+    IsFaulty();  // it is: all streams end
+    return;
+  }
   JoinLoaded();
   HoldLoading(&plan);
   if (plan.runs.empty()) transfers_.WaitForOldest();
@@ -92,6 +97,7 @@ bool EngineLoop::IsFaulty() {
     fault_ = DeviceFaultError(fault);
   }
   transfers_.Drop();
+  for (const int32_t slot : hot_->Close()) pool_->Release(slot);
   for (Finished& finished : finished_) {
     if (std::exchange(finished.sequence->num_transfers, 0) == 0) continue;
     finished.info.reason = FinishReason::kError;
@@ -118,38 +124,6 @@ StateTransfers::Done EngineLoop::Counted(Sequence& sequence, StateTransfers::Don
   };
 }
 
-void EngineLoop::SwapOut(Sequence& sequence) {
-  if (sequence.host.size() == 0) {
-    sequence.host = StateBuffer::ForOverwrite(pool_->slot_bytes());
-    stats_.host_swap_bytes += sequence.host.size();
-  }
-  transfers_.SaveAndRelease(std::exchange(sequence.slot, -1), sequence.host.data(),
-                            Counted(sequence, [] {}));
-  ++stats_.swaps_out;
-}
-
-void EngineLoop::SlotIn(Sequence& sequence) {
-  sequence.slot = transfers_.Acquire();
-  if (sequence.started) {
-    ++stats_.swaps_in;
-  } else {
-    Start(sequence);
-  }
-  sequence.is_loading = true;
-  if (sequence.host.size() == 0) {
-    pool_->Zero(sequence.slot);
-    loaded_.push_back(sequence.id());
-    return;
-  }
-  transfers_.Load(sequence.slot, sequence.host.data(), Counted(sequence, [this, &sequence] {
-                    if (sequence.is_finished) {
-                      pool_->Release(std::exchange(sequence.slot, -1));
-                    } else {
-                      loaded_.push_back(sequence.id());
-                    }
-                  }));
-}
-
 void EngineLoop::JoinLoaded() {
   for (const StreamId id : std::exchange(loaded_, {})) {
     const auto it = sequences_.find(id);
@@ -165,26 +139,6 @@ void EngineLoop::HoldLoading(StepPlan* plan) {
     if (is_loading) scheduler_.SetLoading(run.id, true);
     return is_loading;
   });
-}
-
-void EngineLoop::Start(Sequence& sequence) {
-  sequence.started = true;
-  sequence.start_time = Sequence::Clock::now();
-  stats_.host_swap_bytes += sequence.host.size();
-  stats_.restored_tokens += sequence.source_position();
-  sequence.sink().OnStarted(
-      {.queue_time = absl::FromChrono(sequence.start_time - sequence.submit_time),
-       .restored_tokens = sequence.source_position(),
-       .prefill_tokens = sequence.prefill_tokens()});
-  // Only the prompt's end can be due at a source's own position.
-  if (sequence.DueAt(sequence.position()) == DueState::kNone) return;
-  auto state =
-      std::make_unique<StateSnapshot>(sequence.Describe(identity_, model_->state_layout()));
-  state->slot = StateBuffer(pool_->slot_bytes());
-  if (sequence.host.size() > 0) {
-    std::memcpy(state->slot.data(), sequence.host.data(), state->slot.size());
-  }
-  sequence.sink().OnSnapshot(std::move(state));
 }
 
 int32_t EngineLoop::NumLogitRows(const Sequence& sequence, int32_t num_tokens) const {
@@ -206,6 +160,7 @@ void EngineLoop::AddSegments(Sequence& sequence, PlannedRun* run) {
   int32_t read_slot = sequence.slot;
   while (true) {
     const uint64_t next = sequence.NextSnapshot(position, end);
+    if (next < end) MakeRoom();
     if (next < end && pool_->num_free() == 0) end = next;
     const int32_t write_slot = next < end ? pool_->Acquire() : sequence.slot;
     segments_.push_back({.token_begin = row_at(position),
@@ -366,6 +321,7 @@ StateTransfers::Done EngineLoop::Emit(Sequence& sequence, DueState due,
 }
 
 void EngineLoop::EmitSnapshot(Sequence& sequence, DueState due) {
+  if (model_->backend()->copies_overlap()) MakeRoom();  // for a copy of it
   const auto state = DescribeSnapshot(sequence, due);
   transfers_.Save(sequence.slot, state->slot.data(), Emit(sequence, due, state));
 }
@@ -376,8 +332,12 @@ std::unique_ptr<StateSnapshot> EngineLoop::TakeFinalState(Sequence& sequence) {
   state->slot = std::move(sequence.host);
   if (sequence.slot >= 0 && !sequence.is_loading) {
     if (state->slot.size() == 0) state->slot = StateBuffer::ForOverwrite(pool_->slot_bytes());
-    transfers_.SaveAndRelease(std::exchange(sequence.slot, -1), state->slot.data(),
-                              Counted(sequence, [] {}));
+    ++sequence.num_transfers;
+    transfers_.SaveAndKeep(std::exchange(sequence.slot, -1), state->slot.data(),
+                           [this, &sequence](int32_t slot) {
+                             --sequence.num_transfers;
+                             sequence.hot_id = hot_->Add(slot);
+                           });
   }
   return state;
 }
@@ -425,7 +385,9 @@ EngineStats EngineLoop::stats() const {
   EngineStats stats = stats_;
   stats.queued_streams = scheduler_.num_waiting();
   stats.live_streams = scheduler_.num_live();
-  stats.used_slots = pool_->num_used();
+  stats.hot_slots = hot_->num_slots();
+  stats.used_slots = pool_->num_used() - stats.hot_slots;
+  stats.host_swap_bytes += hot_->spilled_bytes();
   return stats;
 }
 
@@ -438,6 +400,7 @@ std::vector<StreamId> EngineLoop::DeliverFinished() {
       continue;
     }
     ids.push_back(finished.sequence->id());
+    finished.info.hot_id = finished.sequence->hot_id;
     finished.sequence->sink().OnFinished(std::move(finished.info));
     finished.sequence.reset();
   }

@@ -9,6 +9,7 @@
 #include "absl/time/time.h"
 #include "engine/model/model.h"
 #include "engine/runtime/engine.h"
+#include "engine/runtime/hot_states.h"
 #include "engine/runtime/scheduler.h"
 #include "engine/runtime/sequence.h"
 #include "engine/runtime/state_pool.h"
@@ -54,6 +55,8 @@ class EngineLoop {
   // Nothing to do before the next Add.
   bool idle() const { return sequences_.empty() && finished_.empty() && transfers_.empty(); }
   EngineStats stats() const;
+  // The end states that are still in their slots; thread-safe.
+  const std::shared_ptr<HotStates>& hot_states() const { return hot_; }
 
  private:
   // Asks the device; when it has failed, all streams end.
@@ -64,9 +67,19 @@ class EngineLoop {
   void HoldLoading(StepPlan* plan);
   // A transfer's `done`, which also counts it off for its sequence.
   StateTransfers::Done Counted(Sequence& sequence, StateTransfers::Done done);
+  // --- slots (engine_loop_slots.cc) ---
+  // Where no slot is free, the oldest hot state that is not leased leaves its own.
+  void MakeRoom();
+  // A slot, whatever leases hold: a hot state goes to host memory before a stream waits. -1 when
+  // the device is faulty.
+  int32_t AcquireSlot();
+  // Gives a stream whose source is hot its slot (-1: a faulty device). True: with the state in it.
+  bool PlaceHot(Sequence& sequence);
   void SwapOut(Sequence& sequence);
-  void SlotIn(Sequence& sequence);
-  void Start(Sequence& sequence);
+  // False: the device is faulty.
+  bool SlotIn(Sequence& sequence);
+  // `has_state`: the slot has the source's state already.
+  void Start(Sequence& sequence, bool has_state);
   // Gathers the batch and runs the model; null when no row is to run. Ends a run early where a
   // snapshot is due and no slot is free for it.
   float* Forward(std::vector<PlannedRun>* runs);
@@ -93,6 +106,7 @@ class EngineLoop {
   Model* model_;
   ModelIdentity identity_;
   std::unique_ptr<StatePool> pool_;
+  const std::shared_ptr<HotStates> hot_;
   StateTransfers transfers_;
   EngineOptions options_;
   Scheduler scheduler_;

@@ -47,11 +47,15 @@ absl::Status CheckBelongs(const StateSnapshot& source, const RequestLimits& limi
   return absl::OkStatus();
 }
 
-absl::Status CheckSource(const StateSnapshot& source, const RequestLimits& limits) {
+absl::Status CheckSource(const StateSnapshot& source, bool is_hot, const RequestLimits& limits) {
   if (absl::Status status = CheckBelongs(source, limits); !status.ok()) return status;
-  if (source.slot.size() != source.layout.slot_bytes) {
-    return Invalid("source.slot has ", source.slot.size(), " bytes, expected ",
-                   source.layout.slot_bytes);
+  if (is_hot && source.layout != limits.layout) {
+    return Invalid("source.layout is another one than the hot state's");
+  }
+  const uint64_t slot_bytes = is_hot ? 0 : source.layout.slot_bytes;
+  if (source.slot.size() != slot_bytes) {
+    return Invalid("source.slot has ", source.slot.size(), " bytes, expected ", slot_bytes,
+                   is_hot ? ": the hot state has them" : "");
   }
   if (source.position > kMaxPosition) {
     return Invalid("source.position is ", source.position, ", at most ", kMaxPosition);
@@ -139,8 +143,13 @@ absl::Status CheckRequest(const EngineRequest& request, const RequestLimits& lim
     return status;
   }
   if (absl::Status status = CheckStop(request.stop, limits); !status.ok()) return status;
+  if (request.source == nullptr && request.hot) {
+    return Invalid("source is null, expected what goes with the hot state");
+  }
   if (request.source != nullptr) {
-    if (absl::Status status = CheckSource(*request.source, limits); !status.ok()) return status;
+    if (absl::Status status = CheckSource(*request.source, static_cast<bool>(request.hot), limits);
+        !status.ok())
+      return status;
   }
   if (absl::Status status = CheckPromptPositions(request); !status.ok()) return status;
   return CheckIds(request.prompt, "prompt", limits.num_ids);

@@ -38,6 +38,7 @@ void Sequence::BuildThread(EngineRequest* request) {
     thread_ = std::move(source.recent_tokens);
     first_index_ = source.position + 1 - thread_.size();
     host = std::move(source.slot);
+    hot = std::move(request->hot);
     transcript_begin_ = source.position + 1;
     request->source.reset();
   }

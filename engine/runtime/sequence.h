@@ -97,11 +97,13 @@ class Sequence {
 
   // Kept by the engine loop.
   int32_t slot = -1;  // -1 = none
+  HotLease hot;       // where the source's state is, until it first has a slot
   StateBuffer host;   // the source's state, or the one swapped out; else scratch for the next swap
   bool started = false;
   bool is_loading = false;  // its state is on the way into the slot
   bool is_finished = false;
   int32_t num_transfers = 0;  // of its states; the last event waits for them
+  HotId hot_id = 0;           // of its end state, where that stays in its slot
   std::vector<TokenLogprob> scores;
   Clock::time_point submit_time, start_time, first_sample_time;
 

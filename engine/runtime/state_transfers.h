@@ -26,12 +26,15 @@ class StateTransfers {
   StateTransfers(const StateTransfers&) = delete;
   StateTransfers& operator=(const StateTransfers&) = delete;
 
-  // A free slot. Waits for transfers that are to leave one; aborts when there is none.
+  // A free slot. Waits for transfers that are to leave one; -1 when none does, or the device is
+  // faulty.
   int32_t Acquire();
   // host -> slot, which is its owner's from `done` on.
   void Load(int32_t slot, const std::byte* host, Done done);
   // slot -> host; releases the slot.
   void SaveAndRelease(int32_t slot, std::byte* host, Done done);
+  // slot -> host; from `done` on the slot is its owner's again.
+  void SaveAndKeep(int32_t slot, std::byte* host, std::function<void(int32_t slot)> done);
   // slot -> host, of the state as it is now: the slot may change at once. Goes by way of a free
   // slot; without one, it waits.
   void Save(int32_t slot, std::byte* host, Done done);
@@ -49,10 +52,12 @@ class StateTransfers {
  private:
   struct Transfer {
     kernels::CopyTicket ticket;
-    int32_t slot_to_release;  // -1 = none
+    int32_t
+        slot;  // the transfer's own until it is done, -1 = none: it is released then, unless kept
+    bool keeps_slot;
     Done done;
   };
-  void Add(kernels::CopyTicket ticket, int32_t slot_to_release, Done done);
+  void Add(kernels::CopyTicket ticket, int32_t slot, bool keeps_slot, Done done);
   void FinishOldest();
 
   kernels::Backend* const backend_;

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <random>
 
+#include "absl/strings/str_cat.h"
 #include "tests/runtime/engine_harness.h"
 #include "tests/support/late_copy_backend.h"
 
@@ -22,6 +23,7 @@ using ::vivarium::testing::LateCopyBackend;
 struct SavedState {
   StateSnapshot state;
   Thread thread;
+  std::string hot_name;  // under which its slot may still have it
 };
 
 struct Stream {
@@ -71,7 +73,10 @@ class Schedule {
         Submit();
       } else if (dice < 36 && !streams_.empty()) {
         Cancel(streams_[Pick(0, static_cast<int>(streams_.size()) - 1)]);
-      } else if (dice < 37) {
+      } else if (dice < 40) {  // as a server does while it plans a stream
+        if (!saved_.empty()) leases_.push_back(LeaseOne(nullptr));
+        if (leases_.size() > 4) leases_.erase(leases_.begin());
+      } else if (dice < 41) {
         loop_->FinishExpired(absl::UnixEpoch() + absl::Seconds(++now_s_));
       } else {
         Step();
@@ -79,6 +84,7 @@ class Schedule {
       CheckFinished();
     }
     if (Pick(0, 3) == 0) loop_->FinishAll(FinishReason::kDrained);
+    if (Pick(0, 1) == 0) leases_.clear();
     loop_->DeliverFinished();
     constexpr int kMaxSteps = 4000;  // far beyond all work submitted: a stream starves
     int num_steps = 0;
@@ -89,16 +95,31 @@ class Schedule {
   }
 
   int num_streams() const { return static_cast<int>(streams_.size()); }
+  EngineStats stats() const { return loop_->stats(); }
 
  private:
   int Pick(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_); }
 
+  // Of a saved state, a recent one more often; which one.
+  HotLease LeaseOne(const SavedState** chosen) {
+    const int last = static_cast<int>(saved_.size()) - 1;
+    const SavedState& saved = saved_[Pick(Pick(0, 1) == 0 ? 0 : std::max(0, last - 3), last)];
+    if (chosen != nullptr) *chosen = &saved;
+    return loop_->hot_states()->Lease(saved.hot_name);
+  }
+
   EngineRequest RandomRequest(Thread* source_thread) {
     EngineRequest request;
     if (!saved_.empty() && Pick(0, 2) > 0) {
-      const SavedState& saved = saved_[Pick(0, static_cast<int>(saved_.size()) - 1)];
-      request.source = std::make_unique<StateSnapshot>(CopySnapshot(saved.state));
-      *source_thread = saved.thread;
+      const SavedState* saved = nullptr;
+      HotLease lease = LeaseOne(&saved);
+      request.source = std::make_unique<StateSnapshot>(CopySnapshot(saved->state));
+      *source_thread = saved->thread;
+      if (lease && Pick(0, 3) > 0) {
+        request.source->slot = StateBuffer();
+        request.hot = std::move(lease);
+        request.keeps_hot = Pick(0, 1) == 0;
+      }
     }
     const int prompt_size = Pick(request.source ? 0 : 1, Pick(0, 3) == 0 ? 40 : 6);
     for (int i = 0; i < prompt_size; ++i) request.prompt.push_back(Pick(0, 60));
@@ -147,7 +168,7 @@ class Schedule {
     loop_->Step();
     loop_->DeliverFinished();
     const EngineStats stats = loop_->stats();
-    EXPECT_LE(stats.used_slots, num_slots_);
+    EXPECT_LE(stats.used_slots + stats.hot_slots, num_slots_);
     EXPECT_LE(stats.live_streams, options_.max_live_streams);
   }
 
@@ -162,19 +183,25 @@ class Schedule {
       if (info.reason == FinishReason::kCancelled) {
         EXPECT_TRUE(stream.is_cancelled);
       }
-      Keep(stream, std::move(info.state));
-      for (auto& snapshot : stream.record->snapshots) Keep(stream, std::move(snapshot));
+      for (auto& snapshot : stream.record->snapshots) Keep(stream, std::move(snapshot), 0);
+      Keep(stream, std::move(info.state), info.hot_id);
     }
   }
 
-  void Keep(const Stream& stream, std::unique_ptr<StateSnapshot> state) {
-    if (state == nullptr) return;
+  void Keep(const Stream& stream, std::unique_ptr<StateSnapshot> state, HotId hot_id) {
+    if (state == nullptr) {
+      EXPECT_EQ(hot_id, 0u);
+      return;
+    }
+    std::string name = absl::StrCat("state ", saved_.size());
+    if (Pick(0, 9) > 0) loop_->hot_states()->Name(hot_id, name);
     const Thread& thread = stream.expected.thread;
     Thread own(thread.begin(), thread.begin() + state->position + 1);
-    saved_.push_back({std::move(*state), std::move(own)});
+    saved_.push_back({std::move(*state), std::move(own), std::move(name)});
   }
 
   void CheckEnd() {
+    leases_.clear();
     uint64_t restored = 0, output = 0, consumed = 0;
     for (const Stream& stream : streams_) {
       ASSERT_EQ(stream.record->num_finished, 1);
@@ -185,6 +212,7 @@ class Schedule {
     }
     const EngineStats stats = loop_->stats();
     EXPECT_EQ(stats.used_slots, 0) << "a slot leaked";
+    EXPECT_LE(stats.hot_slots, num_slots_);
     EXPECT_EQ(stats.live_streams, 0);
     EXPECT_EQ(stats.queued_streams, 0);
     EXPECT_EQ(stats.host_swap_bytes, 0u);
@@ -205,6 +233,7 @@ class Schedule {
   std::unique_ptr<EngineLoop> loop_;
   std::vector<Stream> streams_;
   std::vector<SavedState> saved_;
+  std::vector<HotLease> leases_;
   int64_t now_s_ = 0;
 };
 
@@ -212,14 +241,21 @@ class Schedule {
 void RunSchedules(bool has_late_copies) {
   const int num_schedules = std::getenv("VIVARIUM_LONG_TESTS") != nullptr ? 100000 : 10000;
   int64_t num_streams = 0;
+  EngineStats totals;
   for (int seed = 0; seed < num_schedules; ++seed) {
     SCOPED_TRACE(seed);
     Schedule schedule(seed, has_late_copies);
     schedule.Run();
     num_streams += schedule.num_streams();
+    totals.hot_resumes += schedule.stats().hot_resumes;
+    totals.hot_evictions += schedule.stats().hot_evictions;
+    totals.hot_spills += schedule.stats().hot_spills;
     if (::testing::Test::HasFailure()) return;
   }
   EXPECT_GT(num_streams, 5 * num_schedules);
+  EXPECT_GT(totals.hot_resumes, static_cast<uint64_t>(num_schedules) / 4);
+  EXPECT_GT(totals.hot_evictions, totals.hot_spills);
+  EXPECT_GT(totals.hot_spills, static_cast<uint64_t>(num_schedules) / 50);
 }
 
 TEST(EngineLoop, EachStreamDoesWhatItWouldDoAloneOnAnySchedule) { RunSchedules(false); }

@@ -12,9 +12,10 @@ void RecordingEvents::OnCommit(absl::Duration /*latency*/, uint64_t bytes,
   if (status.ok()) committed_bytes += bytes;
 }
 
-void RecordingEvents::OnLoad(absl::Duration /*latency*/, uint64_t /*bytes*/,
+void RecordingEvents::OnLoad(absl::Duration /*latency*/, uint64_t /*bytes*/, LoadTier tier,
                              const absl::Status& /*status*/) {
   ++num_loads;
+  num_host_loads += tier == LoadTier::kHost;
 }
 
 void RecordingEvents::OnFault(const absl::Status& /*status*/) { ++num_faults; }

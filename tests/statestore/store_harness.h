@@ -20,11 +20,13 @@ enum class StoreKind { kMemory, kRocksDb };
 class RecordingEvents final : public StoreEvents {
  public:
   void OnCommit(absl::Duration latency, uint64_t bytes, const absl::Status& status) override;
-  void OnLoad(absl::Duration latency, uint64_t bytes, const absl::Status& status) override;
+  void OnLoad(absl::Duration latency, uint64_t bytes, LoadTier tier,
+              const absl::Status& status) override;
   void OnFault(const absl::Status& status) override;
   void OnSweep(uint64_t num_expired, uint64_t num_orphan_chunks) override;
 
   std::atomic<int> num_commits{0}, num_failed_commits{0}, num_loads{0}, num_faults{0};
+  std::atomic<int> num_host_loads{0};  // of num_loads
   std::atomic<uint64_t> committed_bytes{0}, num_expired{0}, num_orphan_chunks{0};
 };
 
