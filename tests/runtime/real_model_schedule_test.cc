@@ -90,6 +90,13 @@ class Schedule {
       if (random() % 3 == 0) request.save.every_tokens = 16;
       const Recorded* const last = accepted_[t].empty() ? nullptr : accepted_[t].back().get();
       if (random() % 2 == 0) request.source = SourceOf(last);
+      if (request.source != nullptr) {  // from its slot, where it is still there
+        const std::string name = std::to_string(t) + "/" + std::to_string(accepted_[t].size());
+        real_.engine().NameHot(last->finished->hot_id, name);
+        request.hot = real_.engine().LeaseHot(name);
+        request.keeps_hot = random() % 2 == 0;
+        if (request.hot) request.source->slot = StateBuffer();
+      }
       const auto record = std::make_shared<Recorded>();
       const auto id =
           real_.engine().Submit(std::move(request), std::make_unique<RecordingSink>(record));
