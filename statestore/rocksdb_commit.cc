@@ -144,7 +144,18 @@ absl::Status RocksDbStore::WriteCommit(const Commit& commit, Quota* used, bool* 
   used->num_states = tables.size();
   for (const ChunkTable& table : tables) used->num_bytes += table.stored_bytes;
   quotas_.Add(commit.tenant, dropped.num_states, dropped.live_bytes);
+  CacheSaved(commit, tables);
   return absl::OkStatus();
+}
+
+void RocksDbStore::CacheSaved(const Commit& commit, const std::vector<ChunkTable>& tables) {
+  for (size_t i = 0; i < commit.states.size(); ++i) {
+    const StateManifest& manifest = commit.states[i].manifest;
+    if (!cache_.Fits(commit.states[i].slot->size())) continue;
+    engine::StateBuffer slot = CopyOf(*commit.states[i].slot);
+    RoundSlot(manifest.layout, manifest.codec, &slot);  // as it will come back
+    cache_.Put(CacheKey(manifest.tenant, manifest.id), tables[i].checksums, std::move(slot));
+  }
 }
 
 absl::Status RocksDbStore::WriteChunks(const Commit& commit, std::vector<ChunkTable>* tables) {

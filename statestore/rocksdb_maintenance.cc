@@ -45,6 +45,7 @@ absl::Status RocksDbStore::CompactIfWorthwhile() {
 }
 
 absl::Status RocksDbStore::ForgetDamaged(const std::string& tenant, const StateId& id) {
+  cache_.Erase(CacheKey(tenant, id));
   rocksdb::WriteBatch batch;
   Counters difference{-1, -1, 0, 0};
   batch.Delete(Key(KeyKind::kManifest, tenant, id));

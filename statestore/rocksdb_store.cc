@@ -216,6 +216,26 @@ absl::StatusOr<std::optional<RequestRecord>> RocksDbStore::ReadRequest(
   return std::optional<RequestRecord>(*std::move(request));
 }
 
+absl::StatusOr<engine::StateBuffer> RocksDbStore::ReadSlot(const StoredManifest& stored,
+                                                           const rocksdb::Snapshot* snapshot) {
+  const StateManifest& manifest = stored.manifest;
+  auto slot = engine::StateBuffer::ForOverwrite(manifest.layout.slot_bytes);
+  const size_t num_chunks = stored.chunks.checksums.size();
+  for (uint32_t i = 0; i < num_chunks; ++i) {
+    rocksdb::PinnableSlice chunk;
+    absl::Status status =
+        database_->GetChunk(ChunkKey(manifest.tenant, manifest.id, i), snapshot, &chunk);
+    if (absl::IsUnavailable(status)) return status;  // the disk could not be read: try again
+    if (status.ok()) status = DecodeChunk({chunk.data(), chunk.size()}, stored, i, &slot);
+    if (!status.ok()) {
+      cache_.Erase(CacheKey(manifest.tenant, manifest.id));
+      return StoredDataError(
+          status, absl::StrCat("state ", manifest.id, ", chunk ", i, " of ", num_chunks));
+    }
+  }
+  return slot;
+}
+
 absl::StatusOr<SavedState> RocksDbStore::LoadVerified(const std::string& tenant,
                                                       const StateId& id) {
   absl::Status status = ValidateTenant(tenant);
@@ -225,26 +245,36 @@ absl::StatusOr<SavedState> RocksDbStore::LoadVerified(const std::string& tenant,
   const RocksDbSnapshot snapshot(database_->db());
   absl::StatusOr<StoredManifest> stored = ReadLive(tenant, id, snapshot.get(), ManifestPart::kAll);
   if (!stored.ok()) return stored.status();
-  engine::StateBuffer slot(stored->manifest.layout.slot_bytes);
-  const ChunkTable& table = stored->chunks;
-  for (uint32_t i = 0; i < table.checksums.size(); ++i) {
-    rocksdb::PinnableSlice chunk;
-    status = database_->GetChunk(ChunkKey(tenant, id, i), snapshot.get(), &chunk);
-    if (absl::IsUnavailable(status)) return status;  // the disk could not be read: try again
-    if (status.ok()) {
-      status = DecodeChunk({chunk.data(), chunk.size()}, *stored, i, &slot);
-    }
-    if (!status.ok()) {
-      return StoredDataError(
-          status, absl::StrCat("state ", id, ", chunk ", i, " of ", table.checksums.size()));
-    }
+  absl::StatusOr<engine::StateBuffer> slot = ReadSlot(*stored, snapshot.get());
+  if (!slot.ok()) return slot.status();
+  return SavedState{std::move(stored->manifest), *std::move(slot)};
+}
+
+absl::StatusOr<SavedState> RocksDbStore::LoadNearest(const std::string& tenant, const StateId& id) {
+  if (!cache_.keeps_anything()) return LoadVerified(tenant, id);
+  absl::Status status = ValidateTenant(tenant);
+  if (status.ok()) status = ValidateStateId(id);
+  if (!status.ok()) return status;
+  const RocksDbSnapshot snapshot(database_->db());
+  absl::StatusOr<StoredManifest> stored = ReadLive(tenant, id, snapshot.get());
+  if (!stored.ok()) return stored.status();
+  const std::string key = CacheKey(tenant, id);
+  absl::StatusOr<engine::StateBuffer> slot = cache_.Get(key, stored->chunks.checksums);
+  if (slot.ok()) {
+    return SavedState{std::move(stored->manifest), *std::move(slot), LoadTier::kHost};
   }
-  return SavedState{std::move(stored->manifest), std::move(slot)};
+  if (absl::IsDataLoss(slot.status()) && events_ != nullptr) events_->OnFault(slot.status());
+  slot = ReadSlot(*stored, snapshot.get());
+  if (!slot.ok()) return slot.status();
+  if (cache_.Fits(slot->size())) {
+    cache_.Put(key, std::move(stored->chunks.checksums), CopyOf(*slot));
+  }
+  return SavedState{std::move(stored->manifest), *std::move(slot)};
 }
 
 absl::StatusOr<SavedState> RocksDbStore::Load(const std::string& tenant, const StateId& id) {
   const absl::Time begin = absl::Now();
-  absl::StatusOr<SavedState> state = LoadVerified(tenant, id);
+  absl::StatusOr<SavedState> state = LoadNearest(tenant, id);
   if (events_ != nullptr) {
     events_->OnLoad(absl::Now() - begin, state.ok() ? state->manifest.stored_bytes : 0,
                     state.ok() ? state->tier : LoadTier::kDisk, state.status());
@@ -345,6 +375,11 @@ absl::StatusOr<StoreStats> RocksDbStore::Stats() {
   stats.live_bytes = static_cast<uint64_t>(total->live_bytes);
   stats.disk_bytes = DiskBytes(directory_);
   stats.is_read_only = !database_->CheckWritable().ok() || !database_->CheckSpace(0).ok();
+  const StateCache::Stats cache = cache_.stats();
+  stats.cache_bytes = cache.num_bytes;
+  stats.cache_states = cache.num_states;
+  stats.cache_limit_bytes = cache.limit_bytes;
+  stats.cache_evictions = cache.num_evictions;
   return stats;
 }
 

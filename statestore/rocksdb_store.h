@@ -32,8 +32,11 @@ struct RocksDbOptions {
   size_t max_prefix_hashes = size_t{1} << 22;
   uint64_t prefix_hash_mask = ~uint64_t{0};          // fewer bits in tests: more of them are equal
   uint64_t write_buffer_bytes = uint64_t{64} << 20;  // of chunks, in memory, before a flush
-  bool create_if_missing = true;                     // else NOT_FOUND where there is no store
-  rocksdb::Env* env = nullptr;  // for fault injection in tests; null = the system's
+  // Host memory for states that were saved or loaded last (state_cache.h); 0 = none. A hit still
+  // reads and checks the manifest; VerifyState and Scrub always read the disk.
+  uint64_t state_cache_bytes = 0;
+  bool create_if_missing = true;  // else NOT_FOUND where there is no store
+  rocksdb::Env* env = nullptr;    // for fault injection in tests; null = the system's
 };
 
 // Opens, or makes, the store in `directory` (mode 0700, parents made as needed) and removes what

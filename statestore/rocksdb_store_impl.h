@@ -21,6 +21,7 @@
 #include "statestore/rocksdb_database.h"
 #include "statestore/rocksdb_keys.h"
 #include "statestore/rocksdb_store.h"
+#include "statestore/state_cache.h"
 #include "statestore/state_id.h"
 #include "statestore/state_store.h"
 
@@ -49,6 +50,7 @@ class RocksDbStore final : public StateStore {
         etags_(std::move(clock)),
         prefix_index_(options.max_prefix_hashes),
         quotas_(options.quotas),
+        cache_(options.state_cache_bytes),
         database_(std::move(database)) {}
 
   // Once, before anything else: counts requests, removes what unfinished work left.
@@ -116,7 +118,15 @@ class RocksDbStore final : public StateStore {
                                                      const rocksdb::Snapshot* snapshot);
   absl::StatusOr<std::optional<RequestRecord>> ReadRequest(const std::string& tenant,
                                                            const std::string& request_id);
+  // The bytes, from disk. What is damaged there leaves the cache too: where a state comes from must
+  // not decide what is answered.
+  absl::StatusOr<engine::StateBuffer> ReadSlot(const StoredManifest& stored,
+                                               const rocksdb::Snapshot* snapshot);
   absl::StatusOr<SavedState> LoadVerified(const std::string& tenant, const StateId& id);
+  // From the cache or from disk.
+  absl::StatusOr<SavedState> LoadNearest(const std::string& tenant, const StateId& id);
+  // Of a durable commit.
+  void CacheSaved(const Commit& commit, const std::vector<ChunkTable>& tables);
 
   // --- committing (rocksdb_commit.cc) ---
   absl::Status ApplyValid(const Commit& commit, uint64_t num_bytes);
@@ -211,6 +221,7 @@ class RocksDbStore final : public StateStore {
   UlidGenerator etags_;
   PrefixIndex prefix_index_;
   QuotaLedger quotas_;
+  StateCache cache_;
   const std::unique_ptr<RocksDbDatabase> database_;
   CommitLocks locks_;
   absl::Mutex mutex_;
@@ -253,6 +264,11 @@ absl::Status RocksDbStore::ForEachTenant(KeyKind kind, Visit visit) {
 
 // What the files under `directory` occupy.
 uint64_t DiskBytes(const std::string& directory);
+
+// A state's name in the cache.
+inline std::string CacheKey(const std::string& tenant, const StateId& id) {
+  return tenant + '/' + id;
+}
 
 inline rocksdb::Slice AsSlice(std::string_view bytes) { return {bytes.data(), bytes.size()}; }
 

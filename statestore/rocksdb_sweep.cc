@@ -33,6 +33,7 @@ void PlanForget(const StateManifest& manifest, rocksdb::WriteBatch* batch) {
 
 absl::Status RocksDbStore::DropState(const StoredManifest& stored, bool sync) {
   const StateManifest& manifest = stored.manifest;
+  cache_.Erase(CacheKey(manifest.tenant, manifest.id));
   rocksdb::WriteBatch batch;
   Counters difference;
   absl::Status status = PlanDrop(stored, &batch, &difference);

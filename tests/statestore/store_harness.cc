@@ -6,6 +6,8 @@
 
 namespace vivarium::statestore {
 
+constexpr uint64_t kSmallCacheBytes = 8 << 10;  // four sample states
+
 void RecordingEvents::OnCommit(absl::Duration /*latency*/, uint64_t bytes,
                                const absl::Status& status) {
   ++(status.ok() ? num_commits : num_failed_commits);
@@ -25,6 +27,18 @@ void RecordingEvents::OnSweep(uint64_t expired, uint64_t orphan_chunks) {
   num_orphan_chunks += orphan_chunks;
 }
 
+std::string NameOf(StoreKind kind) {
+  switch (kind) {
+    case StoreKind::kMemory:
+      return "Memory";
+    case StoreKind::kRocksDb:
+      return "RocksDb";
+    case StoreKind::kCached:
+      return "Cached";
+  }
+  return "unknown";
+}
+
 RocksDbOptions SmallOptions() {
   RocksDbOptions options;
   options.chunk_bytes = 256;
@@ -35,6 +49,7 @@ RocksDbOptions SmallOptions() {
 
 StoreHarness::StoreHarness(StoreKind kind, RocksDbOptions options)
     : kind_(kind), options_(options) {
+  if (kind == StoreKind::kCached) options_.state_cache_bytes = kSmallCacheBytes;
   if (kind == StoreKind::kMemory) {
     store_ = std::make_unique<MemoryStore>(clock_.AsClock(), &events_,
                                            MemoryOptions{options_.quotas, options_.chunk_bytes});

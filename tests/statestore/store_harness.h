@@ -15,7 +15,13 @@
 
 namespace vivarium::statestore {
 
-enum class StoreKind { kMemory, kRocksDb };
+enum class StoreKind {
+  kMemory,
+  kRocksDb,
+  kCached,  // RocksDb with a few states in host memory
+};
+// For names of tests.
+std::string NameOf(StoreKind kind);
 
 class RecordingEvents final : public StoreEvents {
  public:
@@ -50,7 +56,7 @@ class StoreHarness {
 
  private:
   const StoreKind kind_;
-  const RocksDbOptions options_;
+  RocksDbOptions options_;
   FakeClock clock_;
   RecordingEvents events_;
   TemporaryDirectory directory_;

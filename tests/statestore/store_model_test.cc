@@ -20,7 +20,7 @@ constexpr int kNumRequests = 12;
 
 class ModelTest {
  public:
-  explicit ModelTest(uint64_t seed) : random_(seed), durable_(StoreKind::kRocksDb, Options(seed)) {}
+  ModelTest(uint64_t seed, StoreKind kind) : random_(seed), durable_(kind, Options(seed)) {}
 
   void Step() {
     const uint64_t choice = Below(100);
@@ -84,6 +84,7 @@ class ModelTest {
   }
   int num_found() const { return num_found_; }
   int num_inexact() const { return num_inexact_; }
+  int num_host_loads() { return durable_.events().num_host_loads; }
 
  private:
   // Every other seed with hashes of two bits: nearly all of them are equal.
@@ -339,7 +340,8 @@ TEST(StoreModel, TheDurableStoreDoesWhatTheOracleDoes) {
   constexpr int kOpsPerSeed = 5'000;
   for (int begin = 0; begin < num_ops; begin += kOpsPerSeed) {
     const int seed = 1 + begin / kOpsPerSeed;
-    ModelTest model(static_cast<uint64_t>(seed));
+    const StoreKind kind = seed / 2 % 2 == 1 ? StoreKind::kCached : StoreKind::kRocksDb;
+    ModelTest model(static_cast<uint64_t>(seed), kind);
     for (int op = 0; op < kOpsPerSeed && begin + op < num_ops; ++op) {
       model.Step();
       if (op % 500 == 250) model.CompareEverything();
@@ -352,6 +354,7 @@ TEST(StoreModel, TheDurableStoreDoesWhatTheOracleDoes) {
     if (num_ops - begin < kOpsPerSeed) break;
     EXPECT_GT(model.num_found(), 10) << "seed " << seed;
     EXPECT_GT(model.num_inexact(), 0) << "seed " << seed;
+    EXPECT_EQ(model.num_host_loads() > 0, kind == StoreKind::kCached);
   }
 }
 

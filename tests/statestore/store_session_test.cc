@@ -293,10 +293,9 @@ TEST_P(StoreSessions, EverythingAtOnce) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Stores, StoreSessions,
-                         ::testing::Values(StoreKind::kMemory, StoreKind::kRocksDb),
-                         [](const auto& info) {
-                           return info.param == StoreKind::kMemory ? "Memory" : "RocksDb";
-                         });
+                         ::testing::Values(StoreKind::kMemory, StoreKind::kRocksDb,
+                                           StoreKind::kCached),
+                         [](const auto& info) { return NameOf(info.param); });
 
 }  // namespace
 }  // namespace vivarium::statestore
