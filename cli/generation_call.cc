@@ -3,6 +3,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
 #include "cli/proto_json.h"
 #include "google/protobuf/util/time_util.h"
 
@@ -54,6 +55,11 @@ Json LogprobsJson(const GenerationResult& result) {
 
 }  // namespace
 
+std::string TierName(v1::StateTier tier) {
+  const std::string name = v1::StateTier_Name(tier);  // "" of a newer server's
+  return absl::AsciiStrToLower(absl::StripPrefix(name, "TIER_"));
+}
+
 std::string GenerationResult::StateId() const {
   if (finished.has_state()) return finished.state().id();
   return saved.empty() ? "" : saved.back().id();
@@ -84,6 +90,7 @@ Json GenerationJson(const GenerationResult& result) {
         {"prefill_tokens", usage.prefill_tokens()},
         {"output_tokens", usage.output_tokens()},
         {"skipped_snapshots", usage.skipped_snapshots()},
+        {"state_tier", TierName(usage.state_tier())},
         {"prefill_seconds", Seconds(usage.prefill_time())},
         {"decode_seconds", Seconds(usage.decode_time())}}},
       {"state_id", result.StateId()},
@@ -103,8 +110,11 @@ Json GenerationJson(const GenerationResult& result) {
 
 std::string GenerationSummary(const GenerationResult& result) {
   const v1::Usage& usage = result.finished.usage();
-  std::string summary = absl::StrCat("restored ", FormatCount(usage.restored_tokens()),
-                                     " tokens · read ", FormatCount(usage.prefill_tokens()),
+  const std::string where = usage.state_tier() == v1::TIER_NONE
+                                ? ""
+                                : absl::StrCat(" (", TierName(usage.state_tier()), ")");
+  std::string summary = absl::StrCat("restored ", FormatCount(usage.restored_tokens()), " tokens",
+                                     where, " · read ", FormatCount(usage.prefill_tokens()),
                                      " · wrote ", FormatCount(usage.output_tokens()));
   const double seconds = Seconds(usage.decode_time());
   if (usage.output_tokens() > 1 && seconds > 0) {

@@ -35,10 +35,13 @@ grpc::Status RunGeneration(Client& client, const v1::GenerateRequest& request,
                            const std::function<void(std::string_view)>& on_text,
                            GenerationResult* result);
 
+// Where a source state came from: "device", "host", "disk"; "none".
+std::string TierName(v1::StateTier tier);
+
 // The object that `generate --json` prints.
 Json GenerationJson(const GenerationResult& result);
 
-// "restored 210 tokens · read 12 · wrote 64 at 123 tok/s · st_..."
+// "restored 210 tokens (device) · read 12 · wrote 64 at 123 tok/s · st_..."
 std::string GenerationSummary(const GenerationResult& result);
 
 }  // namespace vivarium::cli

@@ -101,6 +101,8 @@ void ServeFlags::Declare(CLI::App* app) {
              "Stored by the server itself where prompts part; 0 = none");
   add.Number("--prefix-ttl-seconds", o.prefix_ttl_seconds,
              "Of these, from their last use; 0 = for ever");
+  add.Number("--state-cache-bytes", o.state_cache_bytes,
+             "Host memory for the states used last; 0 = none");
   add.Number("--scrub-bytes-per-second", o.scrub_bytes_per_second,
              "Stored states are read again that fast, to find damage; 0 = never");
   add.Number("--disk-reserve-bytes", o.disk_reserve_bytes,

@@ -328,6 +328,13 @@ void ToProto(const statestore::Session& session, const statestore::StateManifest
   *out->mutable_update_time() = ToProto(session.updated);
 }
 
+v1::StateTier ToProto(StateTier tier) {
+  return static_cast<v1::StateTier>(tier);  // the same numbers
+}
+static_assert(static_cast<int>(StateTier::kDevice) == v1::TIER_DEVICE &&
+              static_cast<int>(StateTier::kHost) == v1::TIER_HOST &&
+              static_cast<int>(StateTier::kDisk) == v1::TIER_DISK);
+
 void ToProto(const engine::SamplingParams& sampling, int32_t num_top_logprobs, v1::Sampling* out) {
   out->set_temperature(sampling.temperature);
   out->set_top_k(sampling.top_k);

@@ -8,12 +8,15 @@
 #include "absl/time/time.h"
 #include "engine/text/tokenizer.h"
 #include "server/request.h"
+#include "server/state_tier.h"
 #include "statestore/state_store.h"
 #include "vivarium/v1/generation.pb.h"
 #include "vivarium/v1/sessions.pb.h"
 #include "vivarium/v1/states.pb.h"
 
 namespace vivarium::server {
+
+v1::StateTier ToProto(StateTier tier);
 
 // INVALID_ARGUMENT naming the first bad field, its value and what is expected.
 absl::StatusOr<GenerateParams> ParseGenerate(const v1::GenerateRequest& request,

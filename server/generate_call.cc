@@ -110,6 +110,7 @@ absl::Status GenerateCall::PlanOrReplay() {
   started_.set_reuse_explanation(plan->reuse_explanation);
   started_.set_numerics_changed(plan->numerics_changed);
   started_.set_session_created(plan->session_created);
+  started_.set_state_tier(ToProto(plan->tier));
   ToProto(plan->request.sampling, params_.num_top_logprobs, started_.mutable_sampling());
   const uint64_t num_new = plan->request.prompt.size();
   prompt_end_position_ = plan->request.source ? plan->request.source->position + num_new
@@ -289,6 +290,7 @@ v1::Finished GenerateCall::MakeFinished(const engine::FinishInfo& info) const {
   usage->set_prefill_tokens(info.prefill_tokens);
   usage->set_output_tokens(info.output_tokens);
   usage->set_skipped_snapshots(info.skipped_snapshots);
+  usage->set_state_tier(started_.state_tier());
   *usage->mutable_prefill_time() = ToProto(info.prefill_time);
   *usage->mutable_decode_time() = ToProto(info.decode_time);
   if (!info.stop.empty()) finished.mutable_stop()->set_matched_string(info.stop);

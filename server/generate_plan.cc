@@ -41,17 +41,23 @@ absl::Status FindSource(const Parts& parts, const GenerateParams& params, Genera
         absl::StrCat("nothing reused: session ", params.session, " did not exist");
   }
   if (plan->source.state_id.empty()) return absl::OkStatus();
-  const std::string state_id = plan->source.state_id;
-  auto source = LoadSource(parts, state_id, &plan->source);
+  auto source = LoadSource(parts, plan->source.state_id);
   if (!source.ok()) return source.status();
-  plan->request.source = *std::move(source);
-  plan->source_state_id = state_id;
+  plan->source = std::move(source->lineage);
+  plan->source_state_id = plan->source.state_id;
+  plan->tier = source->tier;
+  plan->request.source = std::move(source->snapshot);
+  plan->request.hot = std::move(source->hot);
+  // The next call on this session goes on from the state that this one makes.
+  const bool is_superseded = params.state_id.empty() && params.save.head != SavePlan::Head::kStands;
+  plan->request.keeps_hot = !is_superseded;
   plan->reuse = kReuseRestored;
   plan->reuse_explanation =
       absl::StrCat("restored ",
                    params.state_id.empty() ? absl::StrCat("the head of session ", params.session)
-                                           : absl::StrCat("state ", state_id),
-                   ": ", plan->request.source->position, " tokens are not computed again");
+                                           : absl::StrCat("state ", plan->source.state_id),
+                   ": ", plan->request.source->position, " tokens are not computed again",
+                   ExplainTier(plan->tier));
   if (const auto& layout = plan->request.source->layout; layout != parts.model.layout) {
     absl::StrAppend(&plan->reuse_explanation, "; its ", std::string(engine::StateDTypeName(layout)),
                     " state goes on as ", std::string(engine::StateDTypeName(parts.model.layout)));
@@ -83,75 +89,24 @@ void ReusePrefix(PrefixReuse& prefixes, const GenerateParams& params, GeneratePl
     plan->branch_tokens.assign(prompt.begin(),
                                prompt.begin() + static_cast<ptrdiff_t>(*found.branch_position) + 1);
   }
-  if (found.source == nullptr) {
+  if (found.source.snapshot == nullptr) {
     absl::StrAppend(&plan->reuse_explanation, "; ", found.explanation);
     return;
   }
   plan->reuse = kReusePrefix;
   plan->reuse_explanation = std::move(found.explanation);
-  plan->source_state_id = std::move(found.state_id);
-  const auto num_reused = static_cast<ptrdiff_t>(found.source->position) + 1;
+  plan->source_state_id = found.source.lineage.state_id;
+  plan->tier = found.source.tier;
+  const auto num_reused = static_cast<ptrdiff_t>(found.source.snapshot->position) + 1;
   for (ptrdiff_t i = 0; i < num_reused; ++i) {
     plan->reused_tokens.push_back({prompt[static_cast<size_t>(i)], /*is_output=*/false});
   }
   prompt.erase(prompt.begin(), prompt.begin() + num_reused);
-  plan->request.source = std::move(found.source);
+  plan->request.source = std::move(found.source.snapshot);
+  plan->request.hot = std::move(found.source.hot);  // and stays there: others will want it too
 }
 
 }  // namespace
-
-absl::Status CheckIdentity(const engine::ModelIdentity& served, const engine::ModelIdentity& source,
-                           const std::string& state_id) {
-  const auto mismatch = [&](std::string_view reason, const char* what, const std::string& have,
-                            const std::string& want) {
-    return WithReason(
-        absl::FailedPreconditionError(absl::StrCat(
-            "state ", state_id, " belongs to ", what, " ", have.empty() ? "(none)" : have,
-            "; the server has ", want.empty() ? "(none)" : want)),
-        reason, {{"state_id", state_id}, {"state", have}, {"server", want}});
-  };
-  if (source.fingerprint != served.fingerprint) {
-    return mismatch("MODEL_MISMATCH", "model", source.fingerprint, served.fingerprint);
-  }
-  if (source.tokenizer_hash != served.tokenizer_hash) {
-    return mismatch("TOKENIZER_MISMATCH", "tokenizer", source.tokenizer_hash,
-                    served.tokenizer_hash);
-  }
-  return absl::OkStatus();
-}
-
-absl::StatusOr<std::unique_ptr<engine::StateSnapshot>> LoadSource(const Parts& parts,
-                                                                  const std::string& state_id,
-                                                                  SourceLineage* lineage) {
-  absl::StatusOr<statestore::SavedState> saved = parts.store->Load(DefaultTenant(), state_id);
-  if (absl::IsNotFound(saved.status())) {
-    return WithReason(saved.status(), "STATE_NOT_FOUND", {{"state_id", state_id}});
-  }
-  if (!saved.ok()) return saved.status();
-  statestore::StateManifest& manifest = saved->manifest;
-  absl::Status status = CheckIdentity(parts.model.identity, manifest.identity, state_id);
-  if (!status.ok()) return status;
-  if (lineage != nullptr) {
-    *lineage = {state_id,
-                manifest.session,
-                statestore::WithLoss(manifest.loss, manifest.inherited_loss),
-                manifest.is_snapshot,
-                manifest.position,
-                std::move(manifest.snapshots),
-                manifest.prefix_hash};
-  }
-  auto source = std::make_unique<engine::StateSnapshot>();
-  source->identity = std::move(manifest.identity);
-  source->layout = std::move(manifest.layout);
-  source->slot = std::move(saved->slot);
-  source->position = manifest.position;
-  source->pending_token = manifest.pending_token;
-  source->sampling = std::move(manifest.sampling);
-  source->recent_tokens = std::move(manifest.recent_tokens);
-  source->text_tail = std::move(manifest.text_tail);
-  source->transcript = std::move(manifest.transcript);
-  return source;
-}
 
 absl::StatusOr<std::vector<int32_t>> EncodeInput(const Parts& parts, const Input& input,
                                                  const engine::StateSnapshot* source) {

@@ -12,6 +12,7 @@
 #include "server/parts.h"
 #include "server/request.h"
 #include "server/session_manager.h"
+#include "server/source_state.h"
 
 namespace vivarium::server {
 
@@ -21,17 +22,6 @@ inline constexpr std::string_view kReusePrefix = "prefix";
 inline constexpr std::string_view kReuseNoSource = "no_source";
 inline constexpr std::string_view kReuseNewSession = "new_session";
 inline constexpr std::string_view kReuseFresh = "fresh";
-
-// What a source state hands on to the states computed from it, beside its numbers.
-struct SourceLineage {
-  std::string state_id;          // "" = from nothing
-  std::string session;           // that it was made in
-  statestore::StorageLoss loss;  // its own and what it inherited
-  bool is_snapshot = false;
-  uint64_t position = 0;
-  std::vector<statestore::SnapshotRef> snapshots;
-  std::optional<uint64_t> prefix_hash;
-};
 
 struct GeneratePlan {
   engine::EngineRequest request;
@@ -45,8 +35,9 @@ struct GeneratePlan {
   // Where the engine is asked for a state for later prompts: the prompt's tokens up to the pending
   // one there; empty = nowhere.
   std::vector<int32_t> branch_tokens;
-  std::string_view reuse;         // kReuse...
-  std::string reuse_explanation;  // the same, for people
+  StateTier tier = StateTier::kNone;  // where the source's bytes came from
+  std::string_view reuse;             // kReuse...
+  std::string reuse_explanation;      // the same, for people
   bool numerics_changed = false;
   bool session_created = false;
 };
@@ -58,16 +49,6 @@ RequestLimits LimitsOf(const Parts& parts);
 // FAILED_PRECONDITION (other model or tokenizer; text without a tokenizer; chat without a format),
 // INVALID_ARGUMENT, DATA_LOSS and the store's others.
 absl::StatusOr<GeneratePlan> PlanGenerate(const Parts& parts, const GenerateParams& params);
-
-// FAILED_PRECONDITION naming both sides when a state belongs to another model or tokenizer.
-absl::Status CheckIdentity(const engine::ModelIdentity& served, const engine::ModelIdentity& source,
-                           const std::string& state_id);
-
-// A stored state as a source. Checks that it belongs to the served model. Fills `lineage` unless
-// that is null.
-absl::StatusOr<std::unique_ptr<engine::StateSnapshot>> LoadSource(const Parts& parts,
-                                                                  const std::string& state_id,
-                                                                  SourceLineage* lineage = nullptr);
 
 // The ids of `input`, after `source` (null: at position 0, where BOS goes if the tokenizer wants
 // one). For chats the generation role's prefix comes last.

@@ -8,6 +8,7 @@
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
 
+#include <array>
 #include <exception>
 #include <vector>
 
@@ -31,6 +32,14 @@ using prometheus::MetricType;
 const prometheus::Histogram::BucketBoundaries& LatencyBuckets() {
   static const auto* const kBuckets = new prometheus::Histogram::BucketBoundaries{
       0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60};
+  return *kBuckets;
+}
+
+// Seconds: from a state that is on the device already to a large one on a slow disk.
+const prometheus::Histogram::BucketBoundaries& TierBuckets() {
+  static const auto* const kBuckets = new prometheus::Histogram::BucketBoundaries{
+      0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005,
+      0.01,    0.025,    0.05,    0.1,    0.25,    0.5,    1,     2.5};
   return *kBuckets;
 }
 
@@ -79,6 +88,12 @@ class EngineCollector final : public prometheus::Collectable {
           static_cast<uint64_t>(stats.live_streams));
     gauge("vivarium_slots_used", "State slots in use.", static_cast<uint64_t>(stats.used_slots));
     gauge("vivarium_slots", "State slots.", static_cast<uint64_t>(stats.max_slots));
+    gauge("vivarium_hot_slots", "State slots that keep the state of an ended stream.",
+          static_cast<uint64_t>(stats.hot_slots));
+    counter("vivarium_hot_evictions_total", "Of these, states that left because of others.",
+            stats.hot_evictions);
+    counter("vivarium_hot_spills_total", "Of these, with a stream about to go on from them.",
+            stats.hot_spills);
     gauge("vivarium_weight_bytes", "Device memory of the weights, as held.", stats.weight_bytes);
     gauge("vivarium_activation_bytes", "Device memory of activations and logits.",
           stats.activation_bytes);
@@ -199,6 +214,15 @@ struct Metrics::Families {
   prometheus::Counter& orphan_chunks =
       Counter("vivarium_store_orphan_chunks_total", "Chunks of unfinished commits, dropped.")
           .Add({});
+  prometheus::Gauge& cache_bytes =
+      Gauge("vivarium_state_cache_bytes", "Host memory of states kept there.");
+  prometheus::Gauge& cache_states =
+      Gauge("vivarium_state_cache_states", "States kept in host memory.");
+  prometheus::Gauge& cache_limit_bytes =
+      Gauge("vivarium_state_cache_limit_bytes", "Host memory for states, at most.");
+  prometheus::Counter& cache_evictions =
+      Counter("vivarium_state_cache_evictions_total", "States that left host memory for others.")
+          .Add({});
   prometheus::Gauge& states = Gauge("vivarium_states", "States with their bytes.");
   prometheus::Gauge& sessions = Gauge("vivarium_sessions", "Sessions.");
   prometheus::Gauge& live_bytes = Gauge("vivarium_store_live_bytes", "Bytes of these states.");
@@ -214,6 +238,27 @@ struct Metrics::Families {
   prometheus::Gauge& read_only =
       Gauge("vivarium_store_read_only", "1 while nothing can be saved: a fault, or a full disk.");
   prometheus::Gauge& draining = Gauge("vivarium_draining", "1 while the server drains.");
+
+  struct Tier {
+    prometheus::Counter& hits;
+    prometheus::Counter& misses;
+    prometheus::Counter& bytes;
+    prometheus::Histogram& seconds;
+  };
+  Tier MakeTier(StateTier tier) {
+    const prometheus::Labels labels = {{"tier", std::string(StateTierName(tier))}};
+    return {
+        Counter("vivarium_state_tier_hits_total", "Source states found there.").Add(labels),
+        Counter("vivarium_state_tier_misses_total", "Source states not found there.").Add(labels),
+        Counter("vivarium_state_tier_bytes_total", "Bytes of the states found.").Add(labels),
+        BuildHistogram()
+            .Name("vivarium_state_tier_seconds")
+            .Help("Until the engine can have a source state found there.")
+            .Register(*registry)
+            .Add(labels, TierBuckets())};
+  }
+  std::array<Tier, kNumTiers - 1> tiers = {MakeTier(StateTier::kDevice), MakeTier(StateTier::kHost),
+                                           MakeTier(StateTier::kDisk)};
 
   std::unique_ptr<prometheus::Exposer> exposer;  // goes first
 };
@@ -292,6 +337,27 @@ void Metrics::ObserveLoad(absl::Duration latency, uint64_t bytes, const absl::St
   }
 }
 
+void Metrics::ObserveTier(StateTier tier, absl::Duration latency, uint64_t bytes) {
+  if (tier == StateTier::kNone) return;
+  const size_t found = static_cast<size_t>(tier) - 1;
+  for (size_t nearer = 0; nearer < found; ++nearer) families_->tiers[nearer].misses.Increment();
+  Families::Tier& metrics = families_->tiers[found];
+  metrics.hits.Increment();
+  metrics.bytes.Increment(static_cast<double>(bytes));
+  metrics.seconds.Observe(absl::ToDoubleSeconds(latency));
+}
+
+AllTierCounts Metrics::Tiers() const {
+  AllTierCounts counts;
+  for (size_t i = 0; i < families_->tiers.size(); ++i) {
+    const Families::Tier& metrics = families_->tiers[i];
+    counts[i + 1] = {static_cast<uint64_t>(metrics.hits.Value()),
+                     static_cast<uint64_t>(metrics.misses.Value()),
+                     static_cast<uint64_t>(metrics.bytes.Value())};
+  }
+  return counts;
+}
+
 void Metrics::CountSweep(uint64_t num_expired, uint64_t num_orphan_chunks) {
   families_->expired_states.Increment(static_cast<double>(num_expired));
   families_->orphan_chunks.Increment(static_cast<double>(num_orphan_chunks));
@@ -313,6 +379,11 @@ void Metrics::SetStore(const statestore::StoreStats& stats) {
   families_->live_bytes.Set(static_cast<double>(stats.live_bytes));
   families_->disk_bytes.Set(static_cast<double>(stats.disk_bytes));
   families_->read_only.Set(stats.is_read_only ? 1 : 0);
+  families_->cache_bytes.Set(static_cast<double>(stats.cache_bytes));
+  families_->cache_states.Set(static_cast<double>(stats.cache_states));
+  families_->cache_limit_bytes.Set(static_cast<double>(stats.cache_limit_bytes));
+  families_->cache_evictions.Increment(static_cast<double>(stats.cache_evictions) -
+                                       families_->cache_evictions.Value());
 }
 
 void Metrics::SetDraining(bool is_draining) { families_->draining.Set(is_draining ? 1 : 0); }

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "engine/runtime/engine.h"
+#include "server/state_tier.h"
 #include "statestore/state_store.h"
 
 namespace vivarium::server {
@@ -36,6 +37,10 @@ class Metrics {
   void ObserveTokenTime(absl::Duration duration);   // mean of one stream
   void ObserveCommit(absl::Duration latency, uint64_t bytes, const absl::Status& status);
   void ObserveLoad(absl::Duration latency, uint64_t bytes, const absl::Status& status);
+  // A source state came from `tier`; it took that long until the engine could have it. In nearer
+  // tiers it was looked for in vain.
+  void ObserveTier(StateTier tier, absl::Duration latency, uint64_t bytes);
+  AllTierCounts Tiers() const;
   void CountSweep(uint64_t num_expired, uint64_t num_orphan_chunks);
   void CountStoreFault();
   void CountScrub(uint64_t num_states, uint64_t num_bytes, uint64_t num_damaged);

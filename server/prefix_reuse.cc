@@ -7,7 +7,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "server/generate_plan.h"
 #include "server/metrics.h"
 
 namespace vivarium::server {
@@ -67,12 +66,13 @@ PrefixPlan PrefixReuse::Plan(const std::string& tenant, std::span<const int32_t>
   const absl::Time begin = absl::Now();
   parts_->metrics->CountPrefixLookup(FindSource(tenant, prompt, &plan));
   parts_->metrics->ObservePrefixLookup(absl::Now() - begin);
-  if (plan.source != nullptr) {
-    parts_->metrics->CountPrefixTokens(plan.source->position);
-    states_.NoteUse(tenant, plan.state_id);
+  const StateSnapshot* const source = plan.source.snapshot.get();
+  if (source != nullptr) {
+    parts_->metrics->CountPrefixTokens(source->position);
+    states_.NoteUse(tenant, plan.source.lineage.state_id);
   }
   if (parts_->options.prefix_max_states == 0 || !states_.MayStore(tenant)) return plan;
-  const size_t num_reused = plan.source != nullptr ? plan.source->position : 0;
+  const size_t num_reused = source != nullptr ? source->position : 0;
   const size_t branch = std::min(prompts_.Remember(tenant, prompt), prompt.size() - 1);
   if (branch >= num_reused + kMinPrefixTokens) {
     plan.branch_position = branch;
@@ -108,12 +108,11 @@ std::string_view PrefixReuse::FindSource(const std::string& tenant, std::span<co
     }
     auto source = LoadSource(*parts_, match->id);
     if (source.ok()) {
-      MakePrompts(prompt, source->get());
+      MakePrompts(prompt, source->snapshot.get());
       plan->source = *std::move(source);
-      plan->state_id = match->id;
-      plan->explanation =
-          absl::StrCat("reused the prompt's first ", match->position, " tokens, which state ",
-                       match->id, " has consumed: they are not computed again");
+      plan->explanation = absl::StrCat(
+          "reused the prompt's first ", match->position, " tokens, which state ", match->id,
+          " has consumed: they are not computed again", ExplainTier(plan->source.tier));
       if (match->inexact_position > 0) {
         absl::StrAppend(&plan->explanation, "; ");
         ExplainMiss(*match, &plan->explanation);

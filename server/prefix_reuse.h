@@ -15,6 +15,7 @@
 #include "server/parts.h"
 #include "server/prefix_states.h"
 #include "server/prompt_memory.h"
+#include "server/source_state.h"
 #include "statestore/state_store.h"
 
 namespace vivarium::server {
@@ -35,9 +36,8 @@ inline constexpr std::string_view kPrefixOff = "off";
 
 // What a prompt is given.
 struct PrefixPlan {
-  // The state to go on from, its pending token and its recent ones the prompt's; null: none.
-  std::unique_ptr<engine::StateSnapshot> source;
-  std::string state_id;     // "" = none
+  // The state to go on from, its pending token and its recent ones the prompt's; no snapshot: none.
+  SourceState source;
   std::string explanation;  // what was reused, or exactly why nothing was; for people
   // Where the engine is to hand out a state for later prompts.
   std::optional<uint64_t> branch_position;

@@ -78,7 +78,8 @@ absl::Status ScoreCall::SubmitOne(const std::string& state_id, int score_index) 
   if (!state_id.empty()) {
     auto source = LoadSource(*parts_, state_id);
     if (!source.ok()) return source.status();
-    request.source = *std::move(source);
+    request.source = std::move(source->snapshot);
+    request.hot = std::move(source->hot);
   }
   auto prompt = EncodeInput(*parts_, params_.input, request.source.get());
   if (!prompt.ok()) return prompt.status();

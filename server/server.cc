@@ -256,6 +256,7 @@ absl::Status RunningServer::OpenStore() {
   } else {
     statestore::RocksDbOptions options;
     options.quotas = quotas;
+    options.state_cache_bytes = static_cast<uint64_t>(parts_.options.state_cache_bytes);
     options.disk_reserve_bytes = static_cast<uint64_t>(parts_.options.disk_reserve_bytes);
     auto store =
         statestore::OpenRocksDbStore(parts_.options.store_dir, options, absl::Now, &observer_);

@@ -79,6 +79,7 @@ absl::Status CheckSizes(const ServerOptions& o) {
        1 << 24},
       {"snapshot-keep", o.snapshot_keep, 1, statestore::kMaxKeptNewest},
       {"scrub-bytes-per-second", o.scrub_bytes_per_second, 0, int64_t{1} << 40},
+      {"state-cache-bytes", o.state_cache_bytes, 0, int64_t{1} << 50},
       {"disk-reserve-bytes", o.disk_reserve_bytes, 0, int64_t{1} << 60},
       {"quota-states", o.quota_states, 0, int64_t{1} << 40},
       {"quota-bytes", o.quota_bytes, 0, int64_t{1} << 60},

@@ -68,6 +68,8 @@ struct ServerOptions {
   int64_t prefix_ttl_seconds = 3600;
   // How fast stored states are read again to find damage before it is met; 0 = never.
   int64_t scrub_bytes_per_second = int64_t{4} << 20;
+  // Host memory for states that were saved or loaded last; 0 = none.
+  int64_t state_cache_bytes = int64_t{256} << 20;
   int64_t disk_reserve_bytes = int64_t{256} << 20;  // rocksdb_store.h
   // Of each tenant, quota.h: its states at most, and their bytes as stored. 0 = no limit.
   int64_t quota_states = 0;

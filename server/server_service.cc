@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/convert.h"
 #include "server/errors.h"
+#include "server/metrics.h"
 #include "server/process_memory.h"
 #include "server/unary.h"
 #include "server/validate.h"
@@ -114,6 +115,26 @@ void FillQuota(const Parts& parts, v1::QuotaUsage* out) {
   out->set_refusals(usage.num_refusals);
 }
 
+void FillTiers(const Parts& parts, const engine::EngineStats& engine,
+               const statestore::StoreStats& store, v1::Stats* out) {
+  out->set_hot_slots(engine.hot_slots);
+  out->set_hot_evictions(engine.hot_evictions);
+  out->set_hot_spills(engine.hot_spills);
+  const AllTierCounts tiers = parts.metrics->Tiers();
+  for (const StateTier tier : {StateTier::kDevice, StateTier::kHost, StateTier::kDisk}) {
+    const TierCounts& counts = tiers[static_cast<size_t>(tier)];
+    v1::TierStats* stats = out->add_tiers();
+    stats->set_tier(ToProto(tier));
+    stats->set_hits(counts.hits);
+    stats->set_misses(counts.misses);
+    stats->set_bytes(counts.bytes);
+  }
+  out->set_state_cache_bytes(store.cache_bytes);
+  out->set_state_cache_states(store.cache_states);
+  out->set_state_cache_limit_bytes(store.cache_limit_bytes);
+  out->set_state_cache_evictions(store.cache_evictions);
+}
+
 absl::Status FillStats(const Parts& parts, v1::Stats* out) {
   out->set_version(VIVARIUM_VERSION);
   *out->mutable_uptime() = ToProto(absl::Now() - parts.started);
@@ -155,6 +176,7 @@ absl::Status FillStats(const Parts& parts, v1::Stats* out) {
   FillQuota(parts, out->add_quotas());
   const int64_t copied_bytes = parts.backup_copied_bytes;
   if (copied_bytes >= 0) out->set_backup_copied_bytes(static_cast<uint64_t>(copied_bytes));
+  FillTiers(parts, engine, *store, out);
   return absl::OkStatus();
 }
 

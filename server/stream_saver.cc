@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "server/source_state.h"
 #include "statestore/snapshot_thinning.h"
 
 namespace vivarium::server {
@@ -142,6 +143,7 @@ absl::StatusOr<StreamSaver::End> StreamSaver::Finish(
     absl::Status status = parts_->store->Apply(commit);
     if (!status.ok()) return status;
   }
+  KeepHot(*parts_, info.hot_id, end_state_id, params_->save.codec);
   End end;
   if (!commit.states.empty()) {
     end.state = AsStored(std::move(commit.states[0].manifest));

@@ -33,7 +33,6 @@ void PlanForget(const StateManifest& manifest, rocksdb::WriteBatch* batch) {
 
 absl::Status RocksDbStore::DropState(const StoredManifest& stored, bool sync) {
   const StateManifest& manifest = stored.manifest;
-  cache_.Erase(CacheKey(manifest.tenant, manifest.id));
   rocksdb::WriteBatch batch;
   Counters difference;
   absl::Status status = PlanDrop(stored, &batch, &difference);
@@ -67,6 +66,7 @@ absl::Status RocksDbStore::PlanDrop(const StoredManifest& stored, rocksdb::Write
                                     Counters* difference) {
   const StateManifest& manifest = stored.manifest;
   const std::string& tenant = manifest.tenant;
+  cache_.Erase(CacheKey(tenant, manifest.id));
   for (uint32_t i = 0; i < stored.chunks.checksums.size(); ++i) {
     batch->Delete(database_->chunks(), ChunkKey(tenant, manifest.id, i));
   }

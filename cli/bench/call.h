@@ -61,6 +61,7 @@ struct CallRecord {
   uint32_t output_tokens = 0;
   uint32_t num_deltas = 0;  // that carried tokens
   uint64_t restored_tokens = 0;
+  std::string state_tier = "none";  // where the source state came from: device, host, disk
   uint64_t prefill_tokens = 0;
   double server_queue_s = 0;
   double max_gap_s = 0;

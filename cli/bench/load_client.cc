@@ -10,6 +10,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "cli/generation_call.h"
 #include "vivarium/v1/generation.grpc.pb.h"
 #include "vivarium/v1/server.grpc.pb.h"
 #include "vivarium/v1/sessions.grpc.pb.h"
@@ -153,6 +154,7 @@ class LoadClient::GenerateReactor : public grpc::ClientReadReactor<v1::GenerateR
     switch (response_.event_case()) {
       case v1::GenerateResponse::kStarted:
         record.restored_tokens = response_.started().restored_tokens();
+        record.state_tier = TierName(response_.started().state_tier());
         record.prefill_tokens = response_.started().prefill_tokens();
         record.server_queue_s = Seconds(response_.started().queue_time());
         if (record.input_tokens == 0) {

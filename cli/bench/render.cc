@@ -85,6 +85,12 @@ std::string RenderLoad(const Json& load) {
                         throughput["requests_s"].get<double>());
   absl::StrAppendFormat(&text, "prompt tokens: %d restored, %d computed\n",
                         tokens["restored"].get<uint64_t>(), tokens["computed"].get<uint64_t>());
+  if (const auto tiers = tokens.find("calls_restored_from"); tiers != tokens.end()) {
+    absl::StrAppendFormat(
+        &text, "states of calls: %d from the device, %d from host memory, %d from disk\n",
+        (*tiers)["device"].get<uint64_t>(), (*tiers)["host"].get<uint64_t>(),
+        (*tiers)["disk"].get<uint64_t>());
+  }
   if (const Json& goodput = load["goodput"]; !goodput.is_null()) {
     absl::StrAppendFormat(&text, "goodput: %.2f requests/s, %.1f %% of the requests\n",
                           goodput["requests_s"].get<double>(),

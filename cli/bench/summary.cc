@@ -108,7 +108,9 @@ Json ErrorsJson(const std::vector<const CallRecord*>& records) {
 
 Json TokensJson(const std::vector<const CallRecord*>& records) {
   uint64_t input = 0, output = 0, restored = 0, computed = 0, deltas = 0;
+  std::map<std::string, uint64_t> calls;
   for (const CallRecord* record : records) {
+    ++calls[record->state_tier];
     input += record->input_tokens;
     output += record->output_tokens;
     restored += record->restored_tokens;
@@ -119,6 +121,8 @@ Json TokensJson(const std::vector<const CallRecord*>& records) {
   return {{"input", input},
           {"output", output},
           {"restored", restored},
+          {"calls_restored_from",
+           {{"device", calls["device"]}, {"host", calls["host"]}, {"disk", calls["disk"]}}},
           {"computed", computed},
           {"restored_share", prompt > 0 ? Rounded(static_cast<double>(restored) / prompt) : 0.0},
           {"per_delta",
@@ -341,6 +345,7 @@ Json RecordJson(const CallRecord& record) {
           {"output_tokens", record.output_tokens},
           {"deltas", record.num_deltas},
           {"restored_tokens", record.restored_tokens},
+          {"state_tier", record.state_tier},
           {"computed_tokens", record.prefill_tokens},
           {"cut", record.was_cut},
           {"slow_reader", record.is_slow_reader},
