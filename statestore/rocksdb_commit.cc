@@ -13,6 +13,8 @@
 namespace vivarium::statestore {
 namespace {
 
+constexpr size_t kMaxBatchBytes = 8 << 20;  // of chunks in one write
+
 std::vector<std::string> LockKeysOf(const Commit& commit) {
   std::vector<std::string> keys;
   if (commit.head_move.has_value()) {
@@ -170,11 +172,9 @@ absl::Status RocksDbStore::WriteChunksOf(const Commit::NewState& state, ChunkTab
   const StateManifest& manifest = state.manifest;
   table->chunk_bytes = options_.chunk_bytes;
   const uint64_t num_chunks = NumChunks(state.slot->size(), table->chunk_bytes);
+  rocksdb::WriteBatch batch;
+  batch.Put(Key(KeyKind::kIntent, manifest.tenant, manifest.id), EncodeIntent(num_chunks));
   for (uint32_t i = 0; i < num_chunks; ++i) {
-    rocksdb::WriteBatch batch;
-    if (i == 0) {
-      batch.Put(Key(KeyKind::kIntent, manifest.tenant, manifest.id), EncodeIntent(num_chunks));
-    }
     const std::string key = ChunkKey(manifest.tenant, manifest.id, i);
     EncodedChunk chunk;
     EncodeChunk(manifest.layout, manifest.codec, *state.slot, table->chunk_bytes, i, &chunk);
@@ -187,9 +187,11 @@ absl::Status RocksDbStore::WriteChunksOf(const Commit::NewState& state, ChunkTab
         {reinterpret_cast<const char*>(chunk.payload.data()), chunk.payload.size()}};
     batch.Put(database_->chunks(), rocksdb::SliceParts(key_parts, 1),
               rocksdb::SliceParts(value_parts, 2));
-    if (absl::Status status = database_->Write(&batch, /*sync=*/false); !status.ok()) {
-      return status;
-    }
+    // Each write may have to wait for another commit's sync: the fewer, the better.
+    if (batch.GetDataSize() < kMaxBatchBytes && i + 1 < num_chunks) continue;
+    absl::Status status = database_->Write(&batch, /*sync=*/false);
+    if (!status.ok()) return status;
+    batch.Clear();
   }
   return absl::OkStatus();
 }

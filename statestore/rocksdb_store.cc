@@ -38,14 +38,12 @@ absl::Status ValidateOptions(const RocksDbOptions& options) {
   return absl::OkStatus();
 }
 
-// Whatever is wrong with bytes that we wrote ourselves is a loss of data, unless they are newer
-// than this program.
+}  // namespace
+
 absl::Status StoredDataError(const absl::Status& status, const std::string& what) {
   return absl::Status(absl::IsUnimplemented(status) ? status.code() : absl::StatusCode::kDataLoss,
                       absl::StrCat(what, ": ", std::string(status.message())));
 }
-
-}  // namespace
 
 uint64_t DiskBytes(const std::string& directory) {
   uint64_t num_bytes = 0;
@@ -214,76 +212,6 @@ absl::StatusOr<std::optional<RequestRecord>> RocksDbStore::ReadRequest(
   absl::StatusOr<RequestRecord> request = DecodeRequest(tenant, request_id, **bytes);
   if (!request.ok()) return StoredDataError(request.status(), "finished request");
   return std::optional<RequestRecord>(*std::move(request));
-}
-
-absl::StatusOr<engine::StateBuffer> RocksDbStore::ReadSlot(const StoredManifest& stored,
-                                                           const rocksdb::Snapshot* snapshot) {
-  const StateManifest& manifest = stored.manifest;
-  auto slot = engine::StateBuffer::ForOverwrite(manifest.layout.slot_bytes);
-  const size_t num_chunks = stored.chunks.checksums.size();
-  for (uint32_t i = 0; i < num_chunks; ++i) {
-    rocksdb::PinnableSlice chunk;
-    absl::Status status =
-        database_->GetChunk(ChunkKey(manifest.tenant, manifest.id, i), snapshot, &chunk);
-    if (absl::IsUnavailable(status)) return status;  // the disk could not be read: try again
-    if (status.ok()) status = DecodeChunk({chunk.data(), chunk.size()}, stored, i, &slot);
-    if (!status.ok()) {
-      cache_.Erase(CacheKey(manifest.tenant, manifest.id));
-      return StoredDataError(
-          status, absl::StrCat("state ", manifest.id, ", chunk ", i, " of ", num_chunks));
-    }
-  }
-  return slot;
-}
-
-absl::StatusOr<SavedState> RocksDbStore::LoadVerified(const std::string& tenant,
-                                                      const StateId& id) {
-  absl::Status status = ValidateTenant(tenant);
-  if (status.ok()) status = ValidateStateId(id);
-  if (!status.ok()) return status;
-  // A deletion in between must not look like lost chunks.
-  const RocksDbSnapshot snapshot(database_->db());
-  absl::StatusOr<StoredManifest> stored = ReadLive(tenant, id, snapshot.get(), ManifestPart::kAll);
-  if (!stored.ok()) return stored.status();
-  absl::StatusOr<engine::StateBuffer> slot = ReadSlot(*stored, snapshot.get());
-  if (!slot.ok()) return slot.status();
-  return SavedState{std::move(stored->manifest), *std::move(slot)};
-}
-
-absl::StatusOr<SavedState> RocksDbStore::LoadNearest(const std::string& tenant, const StateId& id) {
-  if (!cache_.keeps_anything()) return LoadVerified(tenant, id);
-  absl::Status status = ValidateTenant(tenant);
-  if (status.ok()) status = ValidateStateId(id);
-  if (!status.ok()) return status;
-  const RocksDbSnapshot snapshot(database_->db());
-  absl::StatusOr<StoredManifest> stored = ReadLive(tenant, id, snapshot.get());
-  if (!stored.ok()) return stored.status();
-  const std::string key = CacheKey(tenant, id);
-  absl::StatusOr<engine::StateBuffer> slot = cache_.Get(key, stored->chunks.checksums);
-  if (slot.ok()) {
-    return SavedState{std::move(stored->manifest), *std::move(slot), LoadTier::kHost};
-  }
-  if (absl::IsDataLoss(slot.status()) && events_ != nullptr) events_->OnFault(slot.status());
-  slot = ReadSlot(*stored, snapshot.get());
-  if (!slot.ok()) return slot.status();
-  if (cache_.Fits(slot->size())) {
-    cache_.Put(key, std::move(stored->chunks.checksums), CopyOf(*slot));
-  }
-  return SavedState{std::move(stored->manifest), *std::move(slot)};
-}
-
-absl::StatusOr<SavedState> RocksDbStore::Load(const std::string& tenant, const StateId& id) {
-  const absl::Time begin = absl::Now();
-  absl::StatusOr<SavedState> state = LoadNearest(tenant, id);
-  if (events_ != nullptr) {
-    events_->OnLoad(absl::Now() - begin, state.ok() ? state->manifest.stored_bytes : 0,
-                    state.ok() ? state->tier : LoadTier::kDisk, state.status());
-  }
-  return state;
-}
-
-absl::Status RocksDbStore::VerifyState(const std::string& tenant, const StateId& id) {
-  return LoadVerified(tenant, id).status();
 }
 
 absl::StatusOr<StateManifest> RocksDbStore::GetManifest(const std::string& tenant,

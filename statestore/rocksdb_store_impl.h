@@ -1,6 +1,7 @@
 // RocksDbStore: the implementation behind OpenRocksDbStore. Its parts: rocksdb_store.cc (opening,
-// reading), rocksdb_commit.cc (Apply), rocksdb_list.cc, rocksdb_update.cc, rocksdb_sweep.cc,
-// rocksdb_maintenance.cc (compaction, backups), rocksdb_scrub.cc.
+// manifests), rocksdb_load.cc (bytes), rocksdb_commit.cc (Apply), rocksdb_list.cc,
+// rocksdb_update.cc, rocksdb_sweep.cc, rocksdb_maintenance.cc (compaction, backups),
+// rocksdb_scrub.cc.
 #pragma once
 
 #include <map>
@@ -120,6 +121,9 @@ class RocksDbStore final : public StateStore {
                                                            const std::string& request_id);
   // The bytes, from disk. What is damaged there leaves the cache too: where a state comes from must
   // not decide what is answered.
+  // --- loading (rocksdb_load.cc) ---
+  absl::Status ReadChunk(const StoredManifest& stored, uint32_t chunk_index,
+                         const rocksdb::Snapshot* snapshot, engine::StateBuffer* slot);
   absl::StatusOr<engine::StateBuffer> ReadSlot(const StoredManifest& stored,
                                                const rocksdb::Snapshot* snapshot);
   absl::StatusOr<SavedState> LoadVerified(const std::string& tenant, const StateId& id);
@@ -264,6 +268,10 @@ absl::Status RocksDbStore::ForEachTenant(KeyKind kind, Visit visit) {
 
 // What the files under `directory` occupy.
 uint64_t DiskBytes(const std::string& directory);
+
+// Whatever is wrong with bytes that we wrote ourselves is a loss of data, unless they are newer
+// than this program.
+absl::Status StoredDataError(const absl::Status& status, const std::string& what);
 
 // A state's name in the cache.
 inline std::string CacheKey(const std::string& tenant, const StateId& id) {

@@ -1,5 +1,7 @@
 #include "engine/runtime/state.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -7,6 +9,8 @@ namespace vivarium::engine {
 namespace {
 
 constexpr uint64_t kAlignmentBytes = 64;
+constexpr uint64_t kHugePageBytes = uint64_t{2} << 20;
+constexpr uint64_t kMinHugeBytes = 4 * kHugePageBytes;  // less than that the heap often has at hand
 
 bool IsFloat(kernels::DType dtype) {
   return dtype == kernels::DType::kF32 || dtype == kernels::DType::kBF16;
@@ -30,12 +34,17 @@ StateBuffer::StateBuffer(uint64_t size_bytes) : StateBuffer(ForOverwrite(size_by
 StateBuffer StateBuffer::ForOverwrite(uint64_t size_bytes) {
   StateBuffer buffer;
   if (size_bytes == 0) return buffer;
+  const bool is_huge = size_bytes >= kMinHugeBytes;
   // aligned_alloc wants a multiple of the alignment.
+  const uint64_t alignment_bytes = is_huge ? kHugePageBytes : kAlignmentBytes;
   const uint64_t rounded_bytes =
-      (size_bytes + kAlignmentBytes - 1) / kAlignmentBytes * kAlignmentBytes;
+      (size_bytes + alignment_bytes - 1) / alignment_bytes * alignment_bytes;
   if (rounded_bytes < size_bytes) std::abort();
-  buffer.data_.reset(static_cast<std::byte*>(std::aligned_alloc(kAlignmentBytes, rounded_bytes)));
+  buffer.data_.reset(static_cast<std::byte*>(std::aligned_alloc(alignment_bytes, rounded_bytes)));
   if (buffer.data_ == nullptr) std::abort();
+  // Most of what it costs to fill new memory is the kernel's work for each of its pages. A hint: it
+  // may say no.
+  if (is_huge) (void)madvise(buffer.data_.get(), rounded_bytes, MADV_HUGEPAGE);
   buffer.size_bytes_ = size_bytes;
   return buffer;
 }

@@ -165,13 +165,13 @@ TEST(CachedStore, WhatIsGoneIsGone) {
   EXPECT_EQ(store.Stats()->cache_states, 0u) << "only what is durable is kept";
 }
 
-// Changes every blob file of the store under its feet.
+// Changes every blob file of the store under its feet: of four chunks, the second.
 void DamageBlobs(const std::string& directory) {
   int num_damaged = 0;
   for (const auto& entry : fs::directory_iterator(directory)) {
     if (entry.path().extension() != ".blob") continue;
     std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
-    file.seekp(static_cast<std::streamoff>(entry.file_size() / 2));
+    file.seekp(static_cast<std::streamoff>(entry.file_size() * 3 / 8));
     file.write("damage!!", 8);
     ++num_damaged;
   }
@@ -185,10 +185,12 @@ TEST(CachedStore, VerifyAndScrubReadTheDisk) {
   for (const bool scrubs : {false, true}) {
     StoreHarness harness(StoreKind::kRocksDb, options);
     SavedState state = SampleState(SampleId(1), 1);
-    state.manifest.layout.parts.clear();
-    state.manifest.layout.slot_bytes = 64 << 10;
-    state.slot = Filled(3, 64 << 10);
-    ASSERT_TRUE(harness.store().Apply(CommitOf(state)).ok());
+    engine::StateLayout& layout = state.manifest.layout;
+    layout.slot_bytes = 64 << 10;
+    layout.parts = {{"layers.0.ssm", kernels::DType::kF32, {64, 16, 16}, 0, 64 << 10}};
+    state.slot = SampleSlot(layout, 1);
+    const absl::Status status = harness.store().Apply(CommitOf(state));
+    ASSERT_TRUE(status.ok()) << status;
     ASSERT_TRUE(harness.store().Compact().ok());
     EXPECT_TRUE(harness.store().VerifyState(kTenant, SampleId(1)).ok());
     DamageBlobs(harness.directory());
