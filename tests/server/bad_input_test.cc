@@ -304,10 +304,18 @@ TEST_F(BadInputTest, Admin) {
   v1::BackupRequest backup;
   backup.set_name("b");
   ExpectError(admin_.get(), &Stub::Backup, backup, StatusCode::FAILED_PRECONDITION, "NO_BACKUPS");
+  v1::BackupRequest set;
+  set.set_set("s");
+  ExpectError(admin_.get(), &Stub::Backup, set, StatusCode::FAILED_PRECONDITION, "NO_BACKUPS");
   for (const std::string name : {"", ".", "..", "../x", "a/b"}) {
     backup.set_name(name);
     ExpectError(admin_.get(), &Stub::Backup, backup, StatusCode::INVALID_ARGUMENT, "INVALID_FIELD");
+    set.set_set(name);
+    ExpectError(admin_.get(), &Stub::Backup, set, StatusCode::INVALID_ARGUMENT, "INVALID_FIELD");
   }
+  backup.set_name("b");
+  backup.set_set("s");
+  ExpectError(admin_.get(), &Stub::Backup, backup, StatusCode::INVALID_ARGUMENT, "INVALID_FIELD");
   v1::DrainRequest drain;
   drain.mutable_deadline()->set_seconds(-1);
   ExpectError(admin_.get(), &Stub::Drain, drain, StatusCode::INVALID_ARGUMENT, "INVALID_FIELD");

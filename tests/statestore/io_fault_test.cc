@@ -175,7 +175,7 @@ int Stride() {
 }
 
 // Returns how many operations were tried.
-int TryEach(Fault fault, int* num_stopped) {
+int TryEach(const char* name, Fault fault, int* num_stopped) {
   int num_tried = 0;
   for (int countdown = 1, num_misses = 0; num_misses < 2; countdown += Stride()) {
     SCOPED_TRACE(absl::StrCat("operation ", countdown));
@@ -190,27 +190,28 @@ int TryEach(Fault fault, int* num_stopped) {
     }
     if (::testing::Test::HasFailure()) break;
   }
+  std::cout << name << ": " << num_tried << " operations failed, one run each\n";
   return num_tried;
 }
 
 TEST(IoFaults, AnEioOnceIsNeverForgotten) {
   int unused = 0;
-  EXPECT_GT(TryEach(Fault::kEioOnce, &unused) * Stride(), 100);
+  EXPECT_GT(TryEach("EIO once", Fault::kEioOnce, &unused) * Stride(), 100);
 }
 
 TEST(IoFaults, AnEioThatStays) {
   int unused = 0;
-  EXPECT_GT(TryEach(Fault::kEioForGood, &unused) * Stride(), 100);
+  EXPECT_GT(TryEach("EIO for good", Fault::kEioForGood, &unused) * Stride(), 100);
 }
 
 TEST(IoFaults, AFullDiskIsOverWhenThereIsSpace) {
   int num_stopped = 0;
-  const int num_tried = TryEach(Fault::kFullDisk, &num_stopped);
+  const int num_tried = TryEach("full disk", Fault::kFullDisk, &num_stopped);
   EXPECT_GT(num_tried * Stride(), 100);
   EXPECT_LE(num_stopped, num_tried / 4);
   RecordProperty("tried", num_tried);
   RecordProperty("stopped", num_stopped);
-  std::cout << "full disk: " << num_tried << " tried, " << num_stopped << " needed reopening\n";
+  std::cout << "full disk: " << num_stopped << " needed reopening\n";
 }
 
 TEST(DiskReserve, BelowItTheStoreIsReadOnlyAndRecoversByItself) {
