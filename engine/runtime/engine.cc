@@ -82,9 +82,7 @@ class ThreadedEngine final : public Engine {
 
   void Cancel(StreamId id) override { mailbox_.Cancel(id); }
   void Drain(absl::Time deadline) override { mailbox_.Drain(deadline); }
-  void NameHot(HotId id, std::string name) override {
-    loop_.hot_states()->Name(id, std::move(name));
-  }
+  void NameHot(HotId id, const std::string& name) override { loop_.hot_states()->Name(id, name); }
   HotLease LeaseHot(const std::string& name) override { return loop_.hot_states()->Lease(name); }
   EngineStats Stats() const override {
     EngineStats stats = mailbox_.Stats();

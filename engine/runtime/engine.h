@@ -236,7 +236,7 @@ class Engine {
   virtual void Drain(absl::Time deadline) = 0;
   // The end states of streams stay in their slots for as long as nobody needs these: never is a
   // stream refused or held up for their sake. Once a state has a name it can be leased under it.
-  virtual void NameHot(HotId /*id*/, std::string /*name*/) {}
+  virtual void NameHot(HotId /*id*/, const std::string& /*name*/) {}
   // For EngineRequest::hot; on nothing when no slot has that state any more.
   virtual HotLease LeaseHot(const std::string& /*name*/) { return {}; }
   virtual EngineStats Stats() const = 0;
