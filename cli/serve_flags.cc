@@ -78,6 +78,9 @@ void ServeFlags::Declare(CLI::App* app) {
                    "States on the device at once; auto: what a GPU's memory holds, 64 on a CPU");
   add.Number("--max-live-streams", o.max_live_streams, "Streams that share them in turns");
   add.Number("--max-queued-streams", o.max_queued_streams, "Streams that wait; more are refused");
+  add.Number("--max-queued-tokens", o.max_queued_tokens, "Prompt tokens that wait; likewise");
+  add.Number("--max-queue-seconds", o.max_queue_seconds,
+             "Streams that would wait longer are refused; 0 = no such bound");
   add.Number("--max-num-batched-tokens", o.max_num_batched_tokens, "Tokens of one step");
   add.Number("--prefill-chunk", o.prefill_chunk, "Prompt tokens of one stream in one step");
   add.Number("--prefill-beside-decode", o.prefill_beside_decode,
@@ -87,6 +90,8 @@ void ServeFlags::Declare(CLI::App* app) {
   add.Number("--default-max-tokens", o.default_max_tokens, "Where a request names no --max-tokens");
   add.Number("--max-tokens", o.max_tokens, "That a request may ask for");
   add.Number("--max-prompt-tokens", o.max_prompt_tokens, "In one request");
+  add.Number("--max-connection-age-seconds", o.max_connection_age_seconds,
+             "Older connections are closed once their calls end; 0 = never");
   add.Group("States");
   add.Text("--chat-format", o.chat_format, "Format of chats; default: the model's", "NAME");
   add.Number("--default-ttl-seconds", o.default_ttl_seconds, "Of states; 0 = for ever");

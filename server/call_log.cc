@@ -25,6 +25,9 @@ bool IsOurFault(absl::StatusCode code) {
 
 void ReportCall(const Parts& parts, const CallReport& report) {
   parts.metrics->CountRpc(report.method, report.status);
+  if (absl::IsResourceExhausted(report.status)) {
+    parts.metrics->CountRefusal(report.method, ReasonOf(report.status));
+  }
   const double duration_ms = absl::ToDoubleMilliseconds(report.duration);
   const std::string code = absl::StatusCodeToString(report.status.code());
   if (report.status.ok()) {

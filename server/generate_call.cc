@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/admission.h"
 #include "server/call_log.h"
 #include "server/convert.h"
 #include "server/errors.h"
@@ -71,7 +72,16 @@ absl::Status GenerateCall::Admit(const v1::GenerateRequest& request) {
   if (deadline != std::chrono::system_clock::time_point::max()) {
     params_.deadline = absl::FromChrono(deadline);
   }
+  if (absl::Status status = parts_->admission->Check(arrived_, params_.deadline); !status.ok()) {
+    return status;
+  }
+  is_waiting_ = true;
+  parts_->admission->Enter(arrived_);
   return absl::OkStatus();
+}
+
+void GenerateCall::StopWaiting(bool has_begun) {
+  if (is_waiting_.exchange(false)) parts_->admission->Leave(absl::Now(), has_begun);
 }
 
 // ---- On the executor.
@@ -310,6 +320,7 @@ void GenerateCall::Report(const absl::Status& status, const v1::Usage& usage) {
 // ---- From the engine.
 
 void GenerateCall::OnStarted(const engine::StartedInfo& info) {
+  StopWaiting(/*has_begun=*/true);
   parts_->metrics->ObserveQueueTime(info.queue_time);
   v1::GenerateResponse message;
   *message.mutable_started() = started_;
@@ -415,6 +426,7 @@ void GenerateCall::Emit(v1::GenerateResponse message) {
 }
 
 void GenerateCall::End(absl::Status status) {
+  StopWaiting(/*has_begun=*/false);
   {
     absl::MutexLock lock(&mutex_);
     if (!end_) end_ = std::move(status);

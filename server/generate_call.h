@@ -8,6 +8,7 @@
 #include <grpcpp/server_context.h>
 #include <grpcpp/support/server_callback.h>
 
+#include <atomic>
 #include <deque>
 #include <memory>
 #include <optional>
@@ -83,6 +84,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   void End(absl::Status status) ABSL_LOCKS_EXCLUDED(mutex_);
   void CancelStream() ABSL_LOCKS_EXCLUDED(mutex_);
   void Ring() ABSL_LOCKS_EXCLUDED(mutex_);
+  void StopWaiting(bool has_begun);
   bool MustRing() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool MustRunSaves() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   v1::Finished MakeFinished(const engine::FinishInfo& info) const;
@@ -91,7 +93,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   Parts* const parts_;
   grpc::CallbackServerContext* const context_;  // not after OnDone
   const absl::Time arrived_;
-  std::shared_ptr<GenerateCall> self_;  // gRPC's share
+  std::atomic<bool> is_waiting_{false};  // counted by Parts::admission
+  std::shared_ptr<GenerateCall> self_;   // gRPC's share
 
   // Written before the engine knows the stream, read after.
   GenerateParams params_;

@@ -16,13 +16,17 @@
 namespace vivarium::server {
 namespace {
 
+int Milliseconds(absl::Duration duration) {
+  return static_cast<int>(absl::ToInt64Milliseconds(duration));
+}
+
 class RunningPort final : public GrpcPort {
  public:
   explicit RunningPort(Parts* parts)
       : generation_(parts), states_(parts), sessions_(parts), models_(parts), admin_(parts) {}
   ~RunningPort() override { Close(absl::ZeroDuration()); }
 
-  absl::Status Start(const std::string& listen) {
+  absl::Status Start(const std::string& listen, absl::Duration max_age) {
     HostPort parsed;
     absl::Status status = ParseHostPort("listen", listen, &parsed);
     if (!status.ok()) return status;
@@ -35,6 +39,17 @@ class RunningPort final : public GrpcPort {
     // A client that vanished without a word is noticed within these two.
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
+    // One that pings more often than this, without a call of its own, is cut off.
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                               Milliseconds(kMinPingInterval));
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 2);
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, Milliseconds(kMaxIdle));
+    if (max_age > absl::ZeroDuration()) {  // calls in flight go on; new ones reconnect
+      builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, Milliseconds(max_age));
+    }
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxCallsPerConnection);
+    builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxHeaderBytes);
+    builder.SetResourceQuota(grpc::ResourceQuota("vivarium").Resize(kMaxTransportBytes));
     builder.SetMaxReceiveMessageSize(kMaxReceiveBytes);
     for (grpc::Service* service : std::initializer_list<grpc::Service*>{
              &generation_, &states_, &sessions_, &models_, &admin_}) {
@@ -82,7 +97,8 @@ class RunningPort final : public GrpcPort {
 
 absl::StatusOr<std::unique_ptr<GrpcPort>> GrpcPort::Open(Parts* parts, const std::string& address) {
   auto port = std::make_unique<RunningPort>(parts);
-  absl::Status status = port->Start(address);
+  absl::Status status =
+      port->Start(address, absl::Seconds(parts->options.max_connection_age_seconds));
   if (!status.ok()) return status;
   return port;
 }

@@ -13,6 +13,13 @@ namespace vivarium::server {
 // The health service's names: "" = the server; this one = whether it can save.
 inline constexpr char kSavingHealth[] = "vivarium.saving";
 inline constexpr int kMaxReceiveBytes = 10 << 20;  // kMaxTextBytes, or max_prompt_tokens ids, fit
+// Of one connection: calls beyond wait in the client.
+inline constexpr int kMaxCallsPerConnection = 1024;
+inline constexpr int kMaxHeaderBytes = 16 << 10;  // of one call; more closes the connection
+inline constexpr absl::Duration kMinPingInterval = absl::Seconds(10);  // of a client; else GOAWAY
+inline constexpr absl::Duration kMaxIdle = absl::Minutes(30);  // of a connection without calls
+// What gRPC may hold of messages on their way, over all connections; beyond it reading waits.
+inline constexpr size_t kMaxTransportBytes = size_t{1} << 30;
 
 // Thread-safe. Destruction closes at once.
 class GrpcPort {

@@ -84,6 +84,8 @@ class EngineCollector final : public prometheus::Collectable {
             stats.rejected_streams);
     gauge("vivarium_streams_queued", "Streams waiting.",
           static_cast<uint64_t>(stats.queued_streams));
+    gauge("vivarium_queued_tokens", "Prompt tokens of streams that have not started.",
+          static_cast<uint64_t>(stats.queued_tokens));
     gauge("vivarium_streams_live", "Streams running or swapped out.",
           static_cast<uint64_t>(stats.live_streams));
     gauge("vivarium_slots_used", "State slots in use.", static_cast<uint64_t>(stats.used_slots));
@@ -169,6 +171,8 @@ struct Metrics::Families {
 
   prometheus::Family<prometheus::Counter>& rpcs =
       Counter("vivarium_rpcs_total", "Finished calls by method and status code.");
+  prometheus::Family<prometheus::Counter>& refusals =
+      Counter("vivarium_refused_calls_total", "RESOURCE_EXHAUSTED calls by method and reason.");
   prometheus::Family<prometheus::Counter>& reuse = Counter(
       "vivarium_generate_sources_total", "Streams by source: restored, or why nothing was reused.");
   prometheus::Family<prometheus::Counter>& prefix_lookups =
@@ -272,6 +276,11 @@ Metrics::~Metrics() = default;
 void Metrics::CountRpc(std::string_view method, const absl::Status& status) {
   families_->rpcs
       .Add({{"method", std::string(method)}, {"code", absl::StatusCodeToString(status.code())}})
+      .Increment();
+}
+
+void Metrics::CountRefusal(std::string_view method, std::string_view reason) {
+  families_->refusals.Add({{"method", std::string(method)}, {"reason", std::string(reason)}})
       .Increment();
 }
 

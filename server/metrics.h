@@ -30,6 +30,7 @@ class Metrics {
   // Of states stored for prefix reuse: "stored", "duplicate", "skipped", "failed", "dropped".
   void CountPrefixState(std::string_view what);
   void CountPrefixTokens(uint64_t restored);
+  void CountRefusal(std::string_view method, std::string_view reason);  // RESOURCE_EXHAUSTED
   void CountTokens(uint64_t restored, uint64_t computed, uint64_t output);
   void CountSkippedSnapshot();
   void ObserveQueueTime(absl::Duration duration);

@@ -25,6 +25,7 @@ class logger;
 
 namespace vivarium::server {
 
+class Admission;
 class Metrics;
 class PrefixReuse;
 
@@ -60,6 +61,7 @@ struct Parts {
   SessionManager* sessions = nullptr;
   PrefixReuse* prefixes = nullptr;  // null: no prefix is reused
   statestore::UlidGenerator* ids = nullptr;
+  Admission* admission = nullptr;
   Executor* executor = nullptr;
   WritePump* pump = nullptr;
   Metrics* metrics = nullptr;

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <utility>
 
+#include "server/admission.h"
 #include "server/call_log.h"
 #include "server/convert.h"
 #include "server/errors.h"
@@ -48,6 +49,7 @@ grpc::ServerUnaryReactor* ScoreCall::Start(Parts* parts, grpc::CallbackServerCon
   if (context->deadline() != std::chrono::system_clock::time_point::max()) {
     reactor->params_.deadline = absl::FromChrono(context->deadline());
   }
+  if (status.ok()) status = parts->admission->Check(reactor->arrived_, reactor->params_.deadline);
   if (reactor->params_.state_ids.empty()) reactor->params_.state_ids.emplace_back();
   if (status.ok() && !parts->executor->TryRun([call] { call->Run(); })) {
     status = BusyError("calls that wait to begin", parts->executor->max_new());

@@ -15,6 +15,7 @@
 #include "engine/model/model.h"
 #include "engine/runtime/slot_plan.h"
 #include "kernels/backend.h"
+#include "server/admission.h"
 #include "server/grpc_port.h"
 #include "server/metrics.h"
 #include "server/parts.h"
@@ -53,6 +54,7 @@ engine::EngineOptions MakeEngineOptions(const ServerOptions& options) {
   out.max_slots = options.max_slots;
   out.max_live_streams = options.max_live_streams;
   out.max_queued_streams = options.max_queued_streams;
+  out.max_queued_tokens = options.max_queued_tokens;
   out.max_num_batched_tokens = options.max_num_batched_tokens;
   out.prefill_chunk_tokens = options.prefill_chunk;
   out.prefill_tokens_beside_decode = options.prefill_beside_decode;
@@ -119,6 +121,7 @@ class RunningServer final : public Server, private engine::EngineEvents {
   std::unique_ptr<PrefixReuse> prefixes_ = std::make_unique<PrefixReuse>(&parts_);
   // Work and writes that are left when the engine ends are still done: they come first.
   std::unique_ptr<WritePump> pump_ = std::make_unique<WritePump>();
+  std::unique_ptr<Admission> admission_;
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<engine::Engine> engine_;
   std::unique_ptr<GrpcPort> port_;
@@ -293,6 +296,8 @@ absl::Status RunningServer::OpenPorts() {
   parts_.sessions = sessions_.get();
   parts_.prefixes = prefixes_.get();
   parts_.ids = &ids_;
+  admission_ = std::make_unique<Admission>(AdmissionLimits(parts_.options));
+  parts_.admission = admission_.get();
   parts_.executor = executor_.get();
   parts_.pump = pump_.get();
   parts_.metrics = &metrics_;

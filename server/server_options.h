@@ -40,6 +40,9 @@ struct ServerOptions {
   int32_t max_slots = engine::kAutoSlots;  // or a number
   int32_t max_live_streams = 256;
   int32_t max_queued_streams = 1024;
+  int64_t max_queued_tokens = 1 << 22;
+  // Streams that would wait longer than that before they begin are refused; 0 = no such bound.
+  int32_t max_queue_seconds = 60;
   int32_t max_num_batched_tokens = 512;
   int32_t prefill_chunk = 128;
   int32_t prefill_beside_decode = 64;
@@ -49,6 +52,9 @@ struct ServerOptions {
   int32_t default_max_tokens = 256;  // where a request names none
   int32_t max_tokens = 1 << 20;      // more is INVALID_ARGUMENT
   int32_t max_prompt_tokens = 1 << 20;
+
+  // A connection that old is closed, when its calls have ended; 0 = never. For load balancers.
+  int32_t max_connection_age_seconds = 0;
 
   // Chat format by name, for models whose chat_template is not a known one. "" = the template's.
   std::string chat_format;

@@ -91,17 +91,18 @@ Json RequestsJson(const std::vector<const CallRecord*>& records, const LoadResul
 }
 
 Json ErrorsJson(const std::vector<const CallRecord*>& records) {
-  std::map<std::string, uint64_t> counts;
+  std::map<std::string, std::vector<double>> latencies;  // by code: until the refusal came
   std::map<std::string, std::string> examples;
   for (const CallRecord* record : records) {
     if (record->ok()) continue;
     const std::string code = CodeName(record->code);
-    ++counts[code];
+    latencies[code].push_back(record->e2e_s());
     if (examples.size() < kMaxErrorExamples) examples.emplace(code, record->error);
   }
   Json errors = Json::object();
-  for (const auto& [code, count] : counts) {
-    errors[code] = {{"count", count}, {"example", examples[code]}};
+  for (auto& [code, seconds] : latencies) {
+    errors[code] = {{"count", seconds.size()}, {"example", examples[code]}};
+    errors[code]["latency_ms"] = LatencyJson(std::move(seconds));
   }
   return errors;
 }

@@ -39,7 +39,7 @@ class ThreadedEngine final : public Engine {
         layout_(model->state_layout()),
         num_ids_(sampler->num_ids()),
         eos_ids_(std::move(eos_ids)),
-        mailbox_(options.max_queued_streams),
+        mailbox_(options.max_queued_streams, options.max_queued_tokens),
         loop_(model, identity_, std::move(pool), std::move(sampler), options) {
     mailbox_.Publish(loop_.stats());
     thread_ = std::thread([this] { Run(); });
@@ -148,6 +148,7 @@ absl::Status CheckOptions(const EngineOptions& options, const Model& model) {
            CheckRange("snapshot_slots", options.snapshot_slots, 0, kMaxSnapshotSlots),
            CheckRange("max_live_streams", options.max_live_streams, slots, kMaxLiveStreams),
            CheckRange("max_queued_streams", options.max_queued_streams, 1, kMaxQueuedStreams),
+           CheckRange("max_queued_tokens", options.max_queued_tokens, 1, kMaxQueuedTokens),
            CheckRange("max_num_batched_tokens", options.max_num_batched_tokens, slots,
                       model.max_batch_tokens()),
            CheckRange("prefill_chunk_tokens", options.prefill_chunk_tokens, 1, kMaxChunkTokens),

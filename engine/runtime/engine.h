@@ -153,7 +153,10 @@ struct EngineOptions {
   int32_t snapshot_slots = 2;
   int32_t max_live_streams = 256;  // running or swapped out; the host memory for swapped states is
                                    // (max_live_streams) * slot_bytes at most
-  int32_t max_queued_streams = 1024;     // waiting; one more is RESOURCE_EXHAUSTED
+  int32_t max_queued_streams = 1024;  // waiting; one more is RESOURCE_EXHAUSTED
+  // Prompt tokens of streams that have not started; one that would bring more is
+  // RESOURCE_EXHAUSTED, unless it is alone.
+  int64_t max_queued_tokens = 1 << 22;
   int32_t max_num_batched_tokens = 512;  // rows of one step; <= the model's max_batch_tokens
   int32_t prefill_chunk_tokens = 128;    // prompt tokens of one stream in one step
   // Prompt tokens of one step in which some stream generates: bounds how long the others' next
@@ -170,6 +173,7 @@ inline constexpr int32_t kMaxSlots = 1 << 14;
 inline constexpr int32_t kMaxSnapshotSlots = 256;
 inline constexpr int32_t kMaxLiveStreams = 1 << 16;
 inline constexpr int32_t kMaxQueuedStreams = 1 << 20;
+inline constexpr int64_t kMaxQueuedTokens = int64_t{1} << 30;
 inline constexpr int32_t kMaxChunkTokens = 1 << 20;   // prefill_*, time_slice_tokens
 inline constexpr int64_t kMaxStreamTokens = 1 << 24;  // max_tokens_limit, max_prompt_tokens
 
@@ -184,6 +188,7 @@ struct EngineStats {
   uint64_t swaps_out = 0, swaps_in = 0;
   uint64_t finished_streams = 0, cancelled_streams = 0, rejected_streams = 0;
   int32_t queued_streams = 0;  // gauges from here
+  int64_t queued_tokens = 0;   // see EngineOptions::max_queued_tokens
   int32_t live_streams = 0;
   int32_t used_slots = 0;  // those of states on their way to the host included, hot ones not
   int32_t max_slots = 0;
@@ -223,8 +228,8 @@ class Engine {
   // Cheap, synchronous checks, then into the inbox. On error the sink is destroyed without a call.
   // INVALID_ARGUMENT naming field, value and limit; FAILED_PRECONDITION, naming both sides, for a
   // source of another model, tokenizer or layout (one that differs in its parts' dtypes alone, f32
-  // and bf16, is converted: state_convert.h); RESOURCE_EXHAUSTED when the queue is full;
-  // UNAVAILABLE when draining, or after a fault of the device (IsDeviceFault).
+  // and bf16, is converted: state_convert.h); RESOURCE_EXHAUSTED when the queue is full (streams or
+  // tokens); UNAVAILABLE when draining, or after a fault of the device (IsDeviceFault).
   virtual absl::StatusOr<StreamId> Submit(EngineRequest request,
                                           std::unique_ptr<StreamSink> sink) = 0;
   // The stream finishes with kCancelled within two steps (OnFinished comes when the bytes of its

@@ -45,6 +45,7 @@ EngineLoop::~EngineLoop() { transfers_.Drop(); }  // while the buffers are there
 void EngineLoop::Add(std::unique_ptr<Sequence> sequence) {
   const StreamId id = sequence->id();
   scheduler_.Add(id, sequence->request().priority, sequence->request().deadline, sequence->Need());
+  stats_.queued_tokens += static_cast<int64_t>(sequence->prefill_tokens());
   sequences_.emplace(id, std::move(sequence));
 }
 
@@ -367,6 +368,8 @@ void EngineLoop::FinishSequence(Sequence& sequence, Ending ending, absl::Status 
     if (sequence.request().save.at_end && ending.reason != FinishReason::kError) {
       info.state = TakeFinalState(sequence);
     }
+  } else {
+    stats_.queued_tokens -= static_cast<int64_t>(sequence.prefill_tokens());
   }
   sequence.is_finished = true;
   // A slot that a state is on its way into is released when that has arrived.

@@ -89,6 +89,7 @@ bool EngineLoop::SlotIn(Sequence& sequence) {
 
 void EngineLoop::Start(Sequence& sequence, bool has_state) {
   sequence.started = true;
+  stats_.queued_tokens -= static_cast<int64_t>(sequence.prefill_tokens());
   sequence.start_time = Sequence::Clock::now();
   stats_.host_swap_bytes += sequence.host.size();
   stats_.restored_tokens += sequence.source_position();

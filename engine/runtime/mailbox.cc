@@ -24,6 +24,15 @@ absl::Status Mailbox::Put(std::unique_ptr<Sequence> sequence) {
                                                      " streams wait, at most ",
                                                      max_queued_streams_));
   }
+  const auto num_tokens = static_cast<int64_t>(sequence->prefill_tokens());
+  const int64_t num_queued_tokens = taken_tokens_ + submitted_tokens_;
+  if (num_queued_tokens > 0 && num_tokens > max_queued_tokens_ - num_queued_tokens) {
+    ++rejected_streams_;
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the engine's queue is full: ", num_queued_tokens, " prompt tokens wait, and ",
+                     num_tokens, " more would be above the limit of ", max_queued_tokens_));
+  }
+  submitted_tokens_ += num_tokens;
   unfinished_.insert(sequence->id());
   submitted_.push_back(std::move(sequence));
   work_arrived_.Signal();
@@ -65,6 +74,7 @@ EngineStats Mailbox::Stats() const {
   absl::MutexLock lock(&mutex_);
   EngineStats stats = stats_;
   stats.queued_streams = static_cast<int32_t>(taken_waiting_ + submitted_.size());
+  stats.queued_tokens = taken_tokens_ + submitted_tokens_;
   stats.rejected_streams = rejected_streams_;
   return stats;
 }
@@ -82,6 +92,7 @@ Mailbox::Mail Mailbox::Take(bool wait) {
   mail.stop = stopping_;
   mail.drain_deadline = drain_deadline_;
   taken_waiting_ += static_cast<int64_t>(mail.submitted.size());
+  taken_tokens_ += std::exchange(submitted_tokens_, 0);
   return mail;
 }
 
@@ -89,6 +100,7 @@ void Mailbox::Publish(const EngineStats& stats) {
   absl::MutexLock lock(&mutex_);
   stats_ = stats;
   taken_waiting_ = stats.queued_streams;
+  taken_tokens_ = stats.queued_tokens;
 }
 
 void Mailbox::Forget(const std::vector<StreamId>& finished) {

@@ -18,9 +18,11 @@ namespace vivarium::engine {
 // All that is shared between threads, and the only lock. Thread-safe.
 class Mailbox {
  public:
-  explicit Mailbox(int32_t max_queued_streams) : max_queued_streams_(max_queued_streams) {}
+  Mailbox(int32_t max_queued_streams, int64_t max_queued_tokens)
+      : max_queued_streams_(max_queued_streams), max_queued_tokens_(max_queued_tokens) {}
 
-  // RESOURCE_EXHAUSTED when max_queued_streams wait already, UNAVAILABLE after Drain, Stop or Fail.
+  // RESOURCE_EXHAUSTED when max_queued_streams wait already, or when those that wait would with
+  // this one have more than max_queued_tokens to consume; UNAVAILABLE after Drain, Stop or Fail.
   absl::Status Put(std::unique_ptr<Sequence> sequence);
   // For requests that Put never saw.
   void CountRejected();
@@ -49,6 +51,7 @@ class Mailbox {
 
  private:
   const int32_t max_queued_streams_;
+  const int64_t max_queued_tokens_;
 
   mutable absl::Mutex mutex_;
   absl::CondVar work_arrived_;
@@ -56,7 +59,9 @@ class Mailbox {
   std::vector<std::unique_ptr<Sequence>> submitted_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_set<StreamId> cancelled_ ABSL_GUARDED_BY(mutex_);   // a subset of unfinished_
   absl::flat_hash_set<StreamId> unfinished_ ABSL_GUARDED_BY(mutex_);  // Put and not yet finished
+  int64_t submitted_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t taken_waiting_ ABSL_GUARDED_BY(mutex_) = 0;  // taken, and queued in the scheduler
+  int64_t taken_tokens_ ABSL_GUARDED_BY(mutex_) = 0;   // of those taken that have not started
   uint64_t rejected_streams_ ABSL_GUARDED_BY(mutex_) = 0;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;

@@ -169,6 +169,7 @@ TEST(EngineOptions, EachAtItsBoundsAndOnePast) {
         case_of("snapshot_slots", &EngineOptions::snapshot_slots, 0, kMaxSnapshotSlots),
         case_of("max_live_streams", &EngineOptions::max_live_streams, 8, kMaxLiveStreams),
         case_of("max_queued_streams", &EngineOptions::max_queued_streams, 1, kMaxQueuedStreams),
+        case_of("max_queued_tokens", &EngineOptions::max_queued_tokens, 1, kMaxQueuedTokens),
         case_of("max_num_batched_tokens", &EngineOptions::max_num_batched_tokens, 8, 512),
         case_of("prefill_chunk_tokens", &EngineOptions::prefill_chunk_tokens, 1, kMaxChunkTokens),
         case_of("prefill_tokens_beside_decode", &EngineOptions::prefill_tokens_beside_decode, 1,

@@ -239,6 +239,33 @@ TEST(Engine, TheQueueIsBounded) {
   }
 }
 
+TEST(Engine, TheQueueIsBoundedByTokensToo) {
+  TestEngine test(
+      {.max_slots = 1, .max_live_streams = 1, .max_queued_streams = 4, .max_queued_tokens = 10});
+  auto running = test.Submit(MakeRequest(Tokens(3), kEndless));
+  while (test.engine->Stats().live_streams == 0) std::this_thread::yield();
+  EXPECT_EQ(test.engine->Stats().queued_tokens, 0);
+  auto alone = test.Submit(MakeRequest(Tokens(11), 5));  // above the limit, but nobody waits
+  EXPECT_EQ(test.engine->Stats().queued_tokens, 11);
+  EXPECT_EQ(test.Refusal(MakeRequest(Tokens(1), 5)).code(), absl::StatusCode::kResourceExhausted);
+  test.engine->Cancel(alone.id);
+  alone.record->done.WaitForNotification();
+  EXPECT_EQ(test.engine->Stats().queued_tokens, 0);
+  std::vector<TestEngine::Submitted> queued;
+  queued.push_back(test.Submit(MakeRequest(Tokens(4), 5)));
+  const absl::Status refusal = test.Refusal(MakeRequest(Tokens(7), 5));
+  EXPECT_EQ(refusal.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refusal.message()), HasSubstr("4 prompt tokens wait, and 7 more"));
+  queued.push_back(test.Submit(MakeRequest(Tokens(6), 5)));
+  EXPECT_EQ(test.engine->Stats().queued_tokens, 10);
+  test.engine->Cancel(running.id);
+  for (const auto& stream : queued) {
+    stream.record->done.WaitForNotification();
+    EXPECT_EQ(stream.record->finished->reason, FinishReason::kLength);
+  }
+  EXPECT_EQ(test.engine->Stats().queued_tokens, 0);
+}
+
 TEST(Engine, DrainLetsFinishWhatCanAndKeepsTheRest) {
   TestEngine test;
   auto brief = test.Submit(MakeRequest(Tokens(3), 5));

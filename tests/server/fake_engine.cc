@@ -93,6 +93,11 @@ void FakeEngine::AllowTokens(int num_tokens) {
   allowed_ = std::max(allowed_, 0) + num_tokens;
 }
 
+void FakeEngine::HoldStarts(bool is_held) {
+  absl::MutexLock lock(&mutex_);
+  holds_starts_ = is_held;
+}
+
 void FakeEngine::AllowAllTokens() {
   absl::MutexLock lock(&mutex_);
   allowed_ = -1;
@@ -263,6 +268,10 @@ bool FakeEngine::Decode(Stream& stream) {
 bool FakeEngine::Step(Stream& stream) {
   const engine::EngineRequest& request = stream.request;
   if (!stream.is_started) {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (holds_starts_) return false;
+    }
     stream.is_started = true;
     stream.restored = request.source ? request.source->position : 0;
     stream.sink->OnStarted({absl::Now() - stream.submitted, stream.restored,

@@ -33,6 +33,8 @@ class FakeEngine final : public engine::Engine {
 
   // Tokens that may be sampled from now on, over all streams; the first call ends the freedom.
   void AllowTokens(int num_tokens) ABSL_LOCKS_EXCLUDED(mutex_);
+  // While held, submitted streams wait.
+  void HoldStarts(bool is_held) ABSL_LOCKS_EXCLUDED(mutex_);
   void AllowAllTokens() ABSL_LOCKS_EXCLUDED(mutex_);
   void AwaitOutputTokens(uint64_t num_tokens) ABSL_LOCKS_EXCLUDED(mutex_);
   void AwaitLiveStreams(int num_streams) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -64,6 +66,7 @@ class FakeEngine final : public engine::Engine {
   std::list<std::unique_ptr<Stream>> inbox_ ABSL_GUARDED_BY(mutex_);
   std::map<engine::StreamId, bool> is_cancelled_ ABSL_GUARDED_BY(mutex_);  // of live streams
   engine::StreamId next_id_ ABSL_GUARDED_BY(mutex_) = 1;
+  bool holds_starts_ ABSL_GUARDED_BY(mutex_) = false;
   int allowed_ ABSL_GUARDED_BY(mutex_) = -1;  // -1 = all
   absl::Status next_submit_ ABSL_GUARDED_BY(mutex_);
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);

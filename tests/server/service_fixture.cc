@@ -44,6 +44,7 @@ ServiceTest::ServiceTest(const ServerOptions& options, statestore::StateStore* s
       store_(store != nullptr ? store : &memory_),
       sessions_(&store_),
       ids_(absl::Now),
+      admission_(AdmissionLimits(options)),
       pump_(std::make_unique<WritePump>()),
       executor_(std::make_unique<Executor>(2, 64)),
       engine_(std::make_unique<FakeEngine>(identity_, engine::EngineOptions())) {
@@ -58,6 +59,7 @@ ServiceTest::ServiceTest(const ServerOptions& options, statestore::StateStore* s
   parts_.store = &store_;
   parts_.sessions = &sessions_;
   parts_.ids = &ids_;
+  parts_.admission = &admission_;
   parts_.executor = executor_.get();
   parts_.pump = pump_.get();
   parts_.metrics = &metrics_;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "google/rpc/error_details.pb.h"
+#include "server/admission.h"
 #include "server/grpc_port.h"
 #include "server/metrics.h"
 #include "server/parts.h"
@@ -169,6 +170,7 @@ class ServiceTest : public testing::Test {
   HookedStore store_;
   SessionManager sessions_;
   statestore::UlidGenerator ids_;
+  Admission admission_;
   std::unique_ptr<WritePump> pump_;
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<FakeEngine> engine_;
