@@ -28,6 +28,7 @@ constexpr uint64_t kMaxLogBytes = uint64_t{256} << 20;  // of the write-ahead lo
 constexpr uint64_t kMinResumeBytes = uint64_t{4} << 20;
 constexpr size_t kMinBlobBytes = 4 << 10;
 constexpr uint64_t kBlobFileBytes = uint64_t{128} << 20;
+constexpr int kMaxOpenFiles = 512;  // a process may have 1,024 by default, connections included
 
 rocksdb::Slice ToSlice(std::string_view bytes) { return {bytes.data(), bytes.size()}; }
 
@@ -43,6 +44,7 @@ rocksdb::DBOptions MakeDbOptions(rocksdb::Env* env) {
   db_options.max_total_wal_size = kMaxLogBytes;
   db_options.allow_fallocate = false;  // tens of MB for each log, however little is in it
   db_options.max_background_jobs = 2;
+  db_options.max_open_files = kMaxOpenFiles;
   db_options.keep_log_file_num = 4;  // of RocksDB's own text log
   db_options.max_log_file_size = 4 << 20;
   db_options.info_log_level = rocksdb::InfoLogLevel::WARN_LEVEL;
@@ -157,6 +159,7 @@ absl::Status RocksDbDatabase::OpenDb(const std::string& directory, const RocksDb
   std::vector<rocksdb::ColumnFamilyHandle*> handles;
   rocksdb::DB* db = nullptr;
   rocksdb::DBOptions db_options = MakeDbOptions(env_.get());
+  chunk_options_ = rocksdb::Options(db_options, families[1].options);
   db_options.listeners.push_back(std::make_shared<Listener>(this));
   const rocksdb::Status status = rocksdb::DB::Open(db_options, directory, families, &handles, &db);
   if (IsLockError(status)) {
@@ -176,7 +179,16 @@ absl::Status RocksDbDatabase::OpenDb(const std::string& directory, const RocksDb
   db_.reset(db);
   default_.reset(handles[0]);
   chunks_.reset(handles[1]);
+  RemoveChunkFiles();
   return absl::OkStatus();
+}
+
+void RocksDbDatabase::RemoveChunkFiles() {
+  std::vector<std::string> names;
+  if (!env_->GetChildren(directory_, &names).ok()) return;  // the next Open will
+  for (const std::string& name : names) {
+    if (IsChunkFileName(name)) (void)env_->DeleteFile(directory_ + "/" + name).ok();
+  }
 }
 
 absl::Status RocksDbDatabase::CheckFormat(const std::string& directory) {
@@ -246,11 +258,11 @@ absl::Status RocksDbDatabase::CheckWritable() {
     absl::MutexLock lock(&mutex_);
     if (!fault_.ok()) return Fault();
     if (!is_full_) return absl::OkStatus();
-    if (is_resuming_) {
+    if (is_resuming_ || num_taking_ > 0) {
       return absl::ResourceExhaustedError(
           "disk of the store: it was full, and writing is about to go on; try again");
     }
-    is_resuming_ = true;
+    is_resuming_ = has_resumed_ = true;
   }
   absl::Status status = Resume();
   absl::MutexLock lock(&mutex_);
@@ -309,6 +321,62 @@ absl::Status RocksDbDatabase::Write(rocksdb::WriteBatch* batch, bool sync) {
   return status;
 }
 
+std::unique_ptr<ChunkFile> RocksDbDatabase::NewChunkFile(std::string_view tenant,
+                                                         std::string_view state_id) {
+  return std::make_unique<ChunkFile>(
+      chunk_options_, chunks_.get(),
+      absl::StrCat(directory_, "/", ChunkFileName(tenant, state_id)));
+}
+
+absl::Status RocksDbDatabase::TakeFileFailure(const rocksdb::Status& status) {
+  absl::Status result = FromRocksDb(status, "write chunks");
+  if (!result.ok()) TakeFailure(status, result);
+  return result;
+}
+
+bool RocksDbDatabase::CanTakeFilesNow() const { return !has_resumed_ && num_copies_ == 0; }
+
+bool RocksDbDatabase::CanTakeFiles() const {
+  absl::MutexLock lock(&mutex_);
+  return CanTakeFilesNow();
+}
+
+absl::StatusOr<bool> RocksDbDatabase::TakeChunkFiles(
+    const std::vector<std::unique_ptr<ChunkFile>>& files) {
+  if (absl::Status status = CheckWritable(); !status.ok()) return status;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!CanTakeFilesNow()) return false;
+    ++num_taking_;
+  }
+  std::vector<std::string> paths;
+  paths.reserve(files.size());
+  for (const std::unique_ptr<ChunkFile>& file : files) paths.push_back(file->path());
+  rocksdb::IngestExternalFileOptions options;
+  options.move_files = true;
+  options.failed_move_fall_back_to_copy = false;
+  options.write_global_seqno = false;
+  absl::Status status = TakeFileFailure(db_->IngestExternalFile(chunks_.get(), paths, options));
+  absl::MutexLock lock(&mutex_);
+  --num_taking_;
+  if (!status.ok()) return status;
+  return true;
+}
+
+RocksDbDatabase::Copying::Copying(RocksDbDatabase* database) : database_(database) {
+  absl::MutexLock lock(&database_->mutex_);
+  ++database_->num_copies_;
+  const auto is_quiet = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(database_->mutex_) {
+    return database_->num_taking_ == 0;
+  };
+  database_->mutex_.Await(absl::Condition(&is_quiet));
+}
+
+RocksDbDatabase::Copying::~Copying() {
+  absl::MutexLock lock(&database_->mutex_);
+  --database_->num_copies_;
+}
+
 absl::StatusOr<uint64_t> RocksDbDatabase::FreeBytes() const {
   uint64_t free_bytes = 0;
   const rocksdb::IOStatus status =
@@ -329,10 +397,12 @@ absl::Status RocksDbDatabase::CheckSpace(uint64_t wanted_bytes) const {
                    "; nothing is saved until there is space, reading and deleting go on"));
 }
 
-uint64_t RocksDbDatabase::BlobBytes() const {
-  uint64_t num_bytes = 0;
-  db_->GetIntProperty(chunks_.get(), rocksdb::DB::Properties::kTotalBlobFileSize, &num_bytes);
-  return num_bytes;
+uint64_t RocksDbDatabase::ChunkFileBytes() const {
+  uint64_t blob_bytes = 0;
+  uint64_t table_bytes = 0;
+  db_->GetIntProperty(chunks_.get(), rocksdb::DB::Properties::kTotalBlobFileSize, &blob_bytes);
+  db_->GetIntProperty(chunks_.get(), rocksdb::DB::Properties::kTotalSstFilesSize, &table_bytes);
+  return blob_bytes + table_bytes;
 }
 
 std::vector<std::pair<std::string, uint64_t>> RocksDbDatabase::TableFiles() const {
@@ -376,6 +446,7 @@ absl::Status RocksDbDatabase::Compact() {
 }
 
 absl::Status RocksDbDatabase::Checkpoint(const std::string& directory) {
+  const Copying copying(this);
   rocksdb::Checkpoint* made = nullptr;
   rocksdb::Status status = rocksdb::Checkpoint::Create(db_.get(), &made);
   const std::unique_ptr<rocksdb::Checkpoint> checkpoint(made);

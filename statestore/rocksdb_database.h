@@ -4,6 +4,7 @@
 #pragma once
 
 #include <rocksdb/db.h>
+#include <rocksdb/options.h>
 #include <rocksdb/write_batch.h>
 
 #include <functional>
@@ -18,6 +19,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "statestore/rocksdb_chunk_file.h"
 #include "statestore/rocksdb_store.h"
 #include "statestore/rocksdb_write_guard.h"
 
@@ -82,6 +84,15 @@ class RocksDbDatabase {
   absl::Status CheckWritable();
   // `sync`: durable when this returns. A failure is reported as a fault.
   absl::Status Write(rocksdb::WriteBatch* batch, bool sync);
+  // A file for the chunks of that state, not made yet. A failure of it goes to TakeFileFailure.
+  std::unique_ptr<ChunkFile> NewChunkFile(std::string_view tenant, std::string_view state_id);
+  absl::Status TakeFileFailure(const rocksdb::Status& status);
+  // Whether files are taken: not while a copy is made, and not once writing has gone on after a
+  // full disk, when RocksDB 7.8 would abort.
+  bool CanTakeFiles() const ABSL_LOCKS_EXCLUDED(mutex_);
+  // The finished files become part of the database, all or none: durable when this returns. False:
+  // they are not taken just now.
+  absl::StatusOr<bool> TakeChunkFiles(const std::vector<std::unique_ptr<ChunkFile>>& files);
   absl::StatusOr<uint64_t> FreeBytes() const;
   // RESOURCE_EXHAUSTED, naming both, where less than the reserve and `wanted_bytes` are free.
   absl::Status CheckSpace(uint64_t wanted_bytes) const;
@@ -92,7 +103,8 @@ class RocksDbDatabase {
   absl::Status Flush();
   // Flushes, and rewrites the blob files without what was deleted.
   absl::Status Compact();
-  uint64_t BlobBytes() const;
+  // Of the files that hold chunks, garbage included.
+  uint64_t ChunkFileBytes() const;
   // RocksDB's sorted files now: names below the store's directory, and sizes.
   std::vector<std::pair<std::string, uint64_t>> TableFiles() const;
   // DATA_LOSS naming the file where a checksum of its blocks fails. OK where it is gone.
@@ -100,6 +112,19 @@ class RocksDbDatabase {
 
  private:
   class Listener;
+
+  // While it lives, no file is taken. RocksDB's copies have the files of one moment and the log of
+  // a later one: a manifest in it must not need a file that came between.
+  class Copying {
+   public:
+    explicit Copying(RocksDbDatabase* database);
+    ~Copying();
+    Copying(const Copying&) = delete;
+    Copying& operator=(const Copying&) = delete;
+
+   private:
+    RocksDbDatabase* const database_;
+  };
 
   RocksDbDatabase(const std::string& directory, const RocksDbOptions& options, StoreEvents* events);
   // What a failed write or background work means: nothing was there before, or it is the first.
@@ -110,6 +135,9 @@ class RocksDbDatabase {
   // A log whose last record may be torn must not be written to again, and RocksDB begins a new one,
   // on Resume, only with something in memory: so there always is.
   rocksdb::Status KeepResumable();
+  bool CanTakeFilesNow() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // What a crash left of files that were never taken.
+  void RemoveChunkFiles();
   absl::Status OpenDb(const std::string& directory, const RocksDbOptions& options);
   absl::Status CheckFormat(const std::string& directory);
 
@@ -123,6 +151,10 @@ class RocksDbDatabase {
   absl::Status fault_ ABSL_GUARDED_BY(mutex_);    // of the first write that failed for good
   bool is_full_ ABSL_GUARDED_BY(mutex_) = false;  // a write met a full disk
   bool is_resuming_ ABSL_GUARDED_BY(mutex_) = false;
+  bool has_resumed_ ABSL_GUARDED_BY(mutex_) = false;
+  int num_taking_ ABSL_GUARDED_BY(mutex_) = 0;  // commits whose files are being taken
+  int num_copies_ ABSL_GUARDED_BY(mutex_) = 0;  // Copying
+  rocksdb::Options chunk_options_;              // of the files of chunks
   std::unique_ptr<rocksdb::DB> db_;
   // Declared after db_: handles go before the database.
   std::unique_ptr<rocksdb::ColumnFamilyHandle> default_;

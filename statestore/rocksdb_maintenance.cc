@@ -40,7 +40,7 @@ absl::Status RocksDbStore::CompactIfWorthwhile() {
   if (DiskBytes(directory_) <= bearable_bytes) return absl::OkStatus();
   // The log first: to write out what is in memory costs little, and often is enough.
   if (absl::Status status = database_->Flush(); !status.ok()) return status;
-  if (database_->BlobBytes() <= bearable_bytes) return absl::OkStatus();
+  if (database_->ChunkFileBytes() <= bearable_bytes) return absl::OkStatus();
   return database_->Compact();
 }
 
@@ -118,6 +118,7 @@ absl::StatusOr<BackupInfo> RocksDbDatabase::AddBackup(
     };
   }
   rocksdb::BackupID id = 0;
+  const Copying copying(this);
   if (status.ok()) status = engine->CreateNewBackup(create_options, db_.get(), &id);
   rocksdb::BackupInfo made;
   if (status.ok()) {

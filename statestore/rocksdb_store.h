@@ -32,6 +32,10 @@ struct RocksDbOptions {
   size_t max_prefix_hashes = size_t{1} << 22;
   uint64_t prefix_hash_mask = ~uint64_t{0};          // fewer bits in tests: more of them are equal
   uint64_t write_buffer_bytes = uint64_t{64} << 20;  // of chunks, in memory, before a flush
+  // The chunks of a state of so many bytes or more are written once, to a file of their own, which
+  // costs three syncs; those of a smaller one to the log, whose sync it shares with others, and
+  // later to a blob file.
+  uint64_t min_file_bytes = uint64_t{8} << 20;
   // Host memory for states that were saved or loaded last (state_cache.h); 0 = none. A hit still
   // reads and checks the manifest; VerifyState and Scrub always read the disk.
   uint64_t state_cache_bytes = 0;

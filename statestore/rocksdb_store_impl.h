@@ -31,11 +31,13 @@ namespace vivarium::statestore {
 // How a commit goes:
 //   1. its ids are held, and it is checked for the first time, so that a stale one costs nothing;
 //      the quota of its states is taken;
-//   2. per state an intent, then the chunks, unsynced;
+//   2. per state an intent, then the chunks, both unsynced in the log; of a large state the intent,
+//      synced, then the chunks as a file that the database takes;
 //   3. under the locks of its session and request it is checked for good, and one synced batch
 //      writes manifests, indexes, head and request, and takes the intents away;
 //   4. its quota becomes what the states really take, or is given back.
-// The log keeps the order: whoever finds the batch after a crash finds the chunks. An intent that
+// The log keeps the order, and files are durable before the batch: whoever finds the batch after a
+// crash finds the chunks. An intent that
 // survives without its batch names the orphans; Open and Sweep remove them.
 //
 // Deletion looks at descendants and sessions of any name: it holds all locks, for one state at a
@@ -138,7 +140,16 @@ class RocksDbStore final : public StateStore {
   absl::Status WriteCommit(const Commit& commit, Quota* used, bool* is_new_request);
   Quota MostUsed(const Commit& commit) const;
   absl::Status WriteChunks(const Commit& commit, std::vector<ChunkTable>* tables);
-  absl::Status WriteChunksOf(const Commit::NewState& state, ChunkTable* table);
+  // Those of a small state, to the log.
+  absl::Status LogChunksOf(const Commit::NewState& state, ChunkTable* table);
+  // Those of the large states, to files. False, and nothing written: there are no large ones, or
+  // the database takes no files now.
+  absl::StatusOr<bool> WriteChunkFiles(const Commit& commit, std::vector<ChunkTable>* tables);
+  absl::Status CheckTaken(const Commit::NewState& state);
+  absl::Status WriteChunkFile(const Commit::NewState& state, ChunkFile* file, ChunkTable* table);
+  bool HasFileOfItsOwn(const Commit::NewState& state) const {
+    return state.slot->size() >= options_.min_file_bytes;
+  }
   // Everything a commit must be checked for; fills `batch` on the way. `tables` may be empty for a
   // first check. `is_new_request`: no record lies under its id yet, not even an expired one.
   absl::Status PlanCommit(const Commit& commit, const std::vector<ChunkTable>& tables,

@@ -3,7 +3,7 @@
 // several writers at once.
 //
 //   statestore_bench [--directory DIR] [--sizes MB,...] [--codecs raw,zstd,bf16] [--writers N,...]
-//                    [--repeats N] [--json] [--json-to FILE] [--quick]
+//                    [--repeats N] [--min-file-bytes BYTES] [--json] [--json-to FILE] [--quick]
 //
 // Every timed put is paired with a raw one: the same bytes, written in sequence to a new file in
 // the same directory, and synced. Cold gets: the store is closed, its files' pages are dropped
@@ -21,6 +21,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -57,6 +58,7 @@ struct Options {
   std::vector<int> writers = {1, 4, 16};
   double writers_mb = 2.5;
   int repeats = 0;  // 0: by size
+  uint64_t min_file_bytes = statestore::RocksDbOptions().min_file_bytes;
   bool json = false;
   std::string json_to;
   bool quick = false;
@@ -86,9 +88,10 @@ void Require(const absl::Status& status, const char* what) {
 // A store in a directory of its own, that counts what it writes.
 class BenchStore {
  public:
-  explicit BenchStore(const std::string& directory)
+  BenchStore(const std::string& directory, const Options& options)
       : directory_(directory + "/store"), ids_([] { return absl::Now(); }) {
     options_.disk_reserve_bytes = 0;
+    options_.min_file_bytes = options.min_file_bytes;
     options_.env = counting_.env.get();
     Open();
   }
@@ -191,7 +194,7 @@ void MeasureSize(const std::string& directory, const Options& options, double wa
                         *statestore::StateCodecFor(codec_name));
   const uint64_t slot_bytes = samples.layout.slot_bytes;
   const double mb = static_cast<double>(slot_bytes) / kMB;
-  BenchStore store(directory);
+  BenchStore store(directory, options);
   const auto raw_path = [&](size_t i) { return absl::StrCat(directory, "/raw.", i); };
   std::vector<StateId> ids;
   const auto put = [&](size_t i) {
@@ -248,7 +251,7 @@ void MeasureWriters(const std::string& directory, const Options& options, int nu
                     nlohmann::json* report) {
   const Samples samples(static_cast<uint64_t>(options.writers_mb * kMB), StateCodec::kRaw);
   const double mb = static_cast<double>(samples.layout.slot_bytes) / kMB;
-  BenchStore store(directory);
+  BenchStore store(directory, options);
   const int total = options.quick ? 2 * num_writers : std::max(160, 8 * num_writers);
   const int per_writer = total / num_writers;
   std::vector<Times> times(static_cast<size_t>(num_writers));
@@ -306,7 +309,9 @@ void PrintRow(const nlohmann::json& row) {
 }
 
 void PrintReport(const nlohmann::json& report) {
-  std::printf("store in %s\n", report["directory"].get<std::string>().c_str());
+  std::printf("store in %s; states of %s bytes or more in files of their own\n",
+              report["directory"].get<std::string>().c_str(),
+              report["min_file_bytes"].get<std::string>().c_str());
   std::printf("%-10s %8s %-5s %5s %9s %9s %9s %11s %9s %6s\n", "what", "MB", "codec", "count",
               "p50 ms", "p99 ms", "MB/s", "raw p50 ms", "raw MB/s", "of");
   for (const nlohmann::json& row : report["sizes"]) PrintRow(row);
@@ -338,6 +343,8 @@ bool Parse(int argc, char** argv, Options* options) {
       ->check(CLI::Range(0.01, 1000.0));
   app.add_option("--repeats", options->repeats, "Puts of each size; default: 12 to 100")
       ->check(CLI::Range(1, 100'000));
+  app.add_option("--min-file-bytes", options->min_file_bytes,
+                 "States of so many bytes get files of their own; default: the store's own");
   app.add_flag("--json", options->json, "Print one JSON object");
   app.add_option("--json-to", options->json_to, "Write it to this file too");
   app.add_flag("--quick", options->quick, "Verify, and time just enough to see that it runs");
@@ -362,9 +369,12 @@ int Main(int argc, char** argv) {
   const std::string directory =
       (options.directory.empty() ? temporary.path() : options.directory) + "/statestore_bench";
   if (!fs::create_directory(directory)) Fail(directory + " exists");
-  nlohmann::json report = {{"directory", directory},
-                           {"sizes", nlohmann::json::array()},
-                           {"writers", nlohmann::json::array()}};
+  const bool is_never = options.min_file_bytes == std::numeric_limits<uint64_t>::max();
+  nlohmann::json report = {
+      {"directory", directory},
+      {"min_file_bytes", is_never ? "infinitely many" : std::to_string(options.min_file_bytes)},
+      {"sizes", nlohmann::json::array()},
+      {"writers", nlohmann::json::array()}};
   for (const double mb : options.sizes_mb) {
     for (const std::string& codec : options.codecs) {
       MeasureSize(directory, options, mb, codec, &report["sizes"]);

@@ -181,6 +181,12 @@ IOStatus FaultyFileSystem::RenameFile(const std::string& from, const std::string
   return FileSystemWrapper::RenameFile(from, to, options, context);
 }
 
+IOStatus FaultyFileSystem::LinkFile(const std::string& from, const std::string& to,
+                                    const IOOptions& options, IODebugContext* context) {
+  if (IOStatus status = Next(Operation::kWrite); !status.ok()) return status;
+  return FileSystemWrapper::LinkFile(from, to, options, context);
+}
+
 IOStatus FaultyFileSystem::DeleteFile(const std::string& name, const IOOptions& options,
                                       IODebugContext* context) {
   if (IOStatus status = Next(Operation::kOther); !status.ok()) return status;

@@ -29,6 +29,8 @@ class FaultScript {
   FaultScript() {
     options_ = SmallOptions();
     options_.write_buffer_bytes = 64 << 10;
+    options_.chunk_bytes = kMixedChunkBytes;
+    options_.min_file_bytes = kMixedFileBytes;
     options_.env = faulty_.env.get();
   }
 
@@ -72,7 +74,7 @@ class FaultScript {
   }
 
   bool Save(uint64_t number, const std::string& session, absl::Status* result = nullptr) {
-    SavedState state = SampleState(SampleId(number), number);
+    SavedState state = MixedSampleState(number);
     state.manifest.session = session;
     Commit commit = CommitOf(state);
     if (!session.empty()) commit.head_move = Commit::HeadMove{session, state.manifest.id, "*"};
@@ -128,7 +130,7 @@ class FaultScript {
         EXPECT_TRUE(absl::IsNotFound(found.status())) << found.status();
         continue;
       }
-      const SavedState expected = SampleState(SampleId(number), number);
+      const SavedState expected = MixedSampleState(number);
       EXPECT_EQ(found->manifest.transcript, expected.manifest.transcript);
       EXPECT_EQ(found->manifest.position, expected.manifest.position);
       EXPECT_EQ(std::memcmp(found->slot.data(), expected.slot.data(), expected.slot.size()), 0);

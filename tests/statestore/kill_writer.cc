@@ -1,5 +1,6 @@
-// kill_writer DIRECTORY FIRST_NUMBER SEED: writes states, moves heads and deletes without end, from
-// two threads, and says on stdout what it begins and what was acknowledged; kill_test kills it.
+// kill_writer DIRECTORY FIRST_NUMBER SEED: without end, two threads save, fork, delete and move
+// heads, and a third one sweeps and makes backups, all of one store; they say on stdout what they
+// begin and what was acknowledged; kill_test kills it.
 #include <unistd.h>
 
 #include <cstdlib>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "statestore/rocksdb_store.h"
 #include "tests/statestore/kill_script.h"
 #include "tests/statestore/state_samples.h"
@@ -17,7 +19,9 @@
 namespace vivarium::statestore {
 namespace {
 
-// One write per line: shorter than PIPE_BUF, so lines of two threads don't mix.
+constexpr size_t kMaxAlive = 40;  // of each thread: the reader looks at all of them
+
+// One write per line: shorter than PIPE_BUF, so lines of several threads don't mix.
 void Say(const std::string& line) {
   const std::string bytes = line + "\n";
   if (write(STDOUT_FILENO, bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size())) {
@@ -30,6 +34,13 @@ void Say(const std::string& line) {
   std::_Exit(4);
 }
 
+template <typename Act>
+void Announced(const std::string& operation, Act act) {
+  Say("+ " + operation);
+  if (absl::Status status = act(); !status.ok()) Fail(status);
+  Say("= " + operation);
+}
+
 class Writer {
  public:
   Writer(StateStore* store, std::string session, uint64_t first_number, uint64_t seed)
@@ -38,12 +49,12 @@ class Writer {
   [[noreturn]] void Run() {
     while (true) {
       const uint64_t choice = random_() % 10;
-      if (choice < 7 || alive_.empty()) {
+      if (alive_.empty() || (choice < 6 && alive_.size() < kMaxAlive)) {
         Save();
-      } else if (choice < 9) {
+      } else if (choice < 7) {
+        Move();
+      } else {
         Delete();
-      } else if (absl::Status status = store_->Sweep(absl::Now()); !status.ok()) {
-        Fail(status);
       }
     }
   }
@@ -53,30 +64,31 @@ class Writer {
     const uint64_t number = next_++;
     const uint64_t parent = alive_.empty() ? 0 : alive_[random_() % alive_.size()];
     const bool moves = random_() % 2 == 0;
-    SavedState state = SampleState(SampleId(number), number);
+    SavedState state = MixedSampleState(number);
     if (parent != 0) state.manifest.parent_id = SampleId(parent);
     Commit commit = CommitOf(state);
     if (moves) commit.head_move = Commit::HeadMove{session_, state.manifest.id, "*"};
-    const std::string operation =
-        absl::StrCat("save ", number, " ", parent, " ", moves ? session_ : "-");
-    Say("+ " + operation);
-    if (absl::Status status = store_->Apply(commit); !status.ok()) Fail(status);
-    Say("= " + operation);
-    if (moves) {
-      head_ = number;
-    }
+    Announced(absl::StrCat("save ", number, " ", parent, " ", moves ? session_ : "-"),
+              [&] { return store_->Apply(commit); });
+    if (moves) head_ = number;
     alive_.push_back(number);
+  }
+
+  void Move() {
+    const uint64_t number = alive_[random_() % alive_.size()];
+    Commit commit;
+    commit.tenant = kTenant;
+    commit.head_move = Commit::HeadMove{session_, SampleId(number), "*"};
+    Announced(absl::StrCat("move ", number, " ", session_), [&] { return store_->Apply(commit); });
+    head_ = number;
   }
 
   void Delete() {
     const size_t index = random_() % alive_.size();
-    if (alive_[index] == head_) return;
-    const std::string operation = absl::StrCat("delete ", alive_[index]);
-    Say("+ " + operation);
-    if (absl::Status status = store_->DeleteState(kTenant, SampleId(alive_[index])); !status.ok()) {
-      Fail(status);
-    }
-    Say("= " + operation);
+    const uint64_t number = alive_[index];
+    if (number == head_) return;
+    Announced(absl::StrCat("delete ", number),
+              [&] { return store_->DeleteState(kTenant, SampleId(number)); });
     alive_.erase(alive_.begin() + static_cast<ptrdiff_t>(index));
   }
 
@@ -88,6 +100,24 @@ class Writer {
   uint64_t head_ = 0;
 };
 
+[[noreturn]] void LookAfter(StateStore* store, const std::string& directory, uint64_t first_number,
+                            uint64_t seed) {
+  std::mt19937_64 random(seed);
+  for (uint64_t number = first_number;; ++number) {
+    absl::SleepFor(absl::Microseconds(random() % 6000));
+    const uint64_t choice = random() % 4;
+    if (choice == 0) {
+      Announced(absl::StrCat("checkpoint ", number),
+                [&] { return store->Backup(CheckpointDirectory(directory, number)); });
+    } else if (choice == 1) {
+      Announced(absl::StrCat("backup ", number),
+                [&] { return store->AddBackup(BackupSetDirectory(directory), nullptr).status(); });
+    } else if (absl::Status status = store->Sweep(absl::Now()); !status.ok()) {
+      Fail(status);
+    }
+  }
+}
+
 int Main(const std::string& directory, uint64_t first_number, uint64_t seed) {
   Say("+ ready");
   absl::StatusOr<std::unique_ptr<StateStore>> store = OpenRocksDbStore(
@@ -98,6 +128,7 @@ int Main(const std::string& directory, uint64_t first_number, uint64_t seed) {
   std::thread other([&] {
     Writer(store->get(), absl::StrCat("b", first_number), first_number + 50'000, seed + 1).Run();
   });
+  std::thread keeper([&] { LookAfter(store->get(), directory, first_number, seed + 2); });
   Writer(store->get(), absl::StrCat("a", first_number), first_number, seed).Run();
 }
 

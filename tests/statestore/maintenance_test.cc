@@ -108,9 +108,15 @@ TEST(Deletion, ADamagedManifestGoesWithAllThatNamesIt) {
   EXPECT_THAT(raw.Keys("", false), ::testing::ElementsAre("k/default/", "v"));
 }
 
-TEST(Compaction, ASweepGivesBackTheDiskOfWhatWasDeleted) {
+class Compaction : public ::testing::TestWithParam<uint64_t> {};
+
+// Of blob files, and of states that have files of their own.
+INSTANTIATE_TEST_SUITE_P(MinFileBytes, Compaction, ::testing::Values(~uint64_t{0}, uint64_t{1}));
+
+TEST_P(Compaction, ASweepGivesBackTheDiskOfWhatWasDeleted) {
   RocksDbOptions options;  // as in earnest: blob files
   options.disk_reserve_bytes = 0;
+  options.min_file_bytes = GetParam();
   StoreHarness harness(StoreKind::kRocksDb, options);
   constexpr uint64_t kNumStates = 64;
   for (uint64_t i = 1; i <= kNumStates; ++i) {

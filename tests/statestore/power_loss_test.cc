@@ -1,247 +1,323 @@
-// Power loss: of every file only what was synced is sure to be there, and of the rest any first
-// part may be, in any combination. What was acknowledged must be among what is sure.
-// VIVARIUM_POWER_LOSSES sets how many.
+// Power loss at any moment of a script of saves, small and large, deletions, expiry and sweeps,
+// compactions and reopenings, on a disk that drops, tears and reorders what was not synced, and
+// forgets names that their directory's sync had not seen (lossy_file_system.h): what was
+// acknowledged is there, bit for bit; what was under way is there whole or not at all; nothing that
+// was gone comes back. VIVARIUM_POWER_LOSSES sets how many losses at random moments; besides, each
+// sync of a script is struck once before and once after.
 #include <gtest/gtest.h>
 #include <rocksdb/env.h>
-#include <rocksdb/file_system.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
+#include <iostream>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <random>
 #include <set>
 #include <string>
 #include <vector>
 
-#include "tests/statestore/export_files.h"
+#include "absl/strings/str_cat.h"
+#include "tests/statestore/lossy_file_system.h"
+#include "tests/statestore/raw_rocksdb.h"
 #include "tests/statestore/store_harness.h"
 
 namespace vivarium::statestore {
 namespace {
 
 namespace fs = std::filesystem;
-using rocksdb::IODebugContext;
-using rocksdb::IOOptions;
-using rocksdb::IOStatus;
+using Moment = LossyFileSystem::Moment;
 
-// Writes through, and remembers how much of each file was appended, and synced.
-class TrackingFileSystem : public rocksdb::FileSystemWrapper {
- public:
-  using rocksdb::FileSystemWrapper::FileSystemWrapper;
-  const char* Name() const override { return "TrackingFileSystem"; }
+constexpr absl::Duration kLifetime = absl::Seconds(5);
 
-  IOStatus NewWritableFile(const std::string& name, const rocksdb::FileOptions& options,
-                           std::unique_ptr<rocksdb::FSWritableFile>* file,
-                           IODebugContext* context) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    IOStatus status = FileSystemWrapper::NewWritableFile(name, options, file, context);
-    if (!status.ok()) return status;
-    sizes_[name] = std::make_shared<Sizes>();
-    *file = std::make_unique<File>(std::move(*file), this, sizes_[name]);
-    return status;
-  }
-  IOStatus RenameFile(const std::string& from, const std::string& to, const IOOptions& options,
-                      IODebugContext* context) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    IOStatus status = FileSystemWrapper::RenameFile(from, to, options, context);
-    if (status.ok() && sizes_.contains(from)) {
-      sizes_[to] = sizes_[from];
-      sizes_.erase(from);
-    }
-    return status;
-  }
-  IOStatus DeleteFile(const std::string& name, const IOOptions& options,
-                      IODebugContext* context) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    sizes_.erase(name);
-    return FileSystemWrapper::DeleteFile(name, options, context);
-  }
-
-  // At the `countdown`-th write from now on, a power loss: `copy` becomes what it may leave of
-  // `directory`.
-  void Arm(const std::string& directory, const std::string& copy, int countdown, uint64_t seed) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    directory_ = directory;
-    copy_ = copy;
-    countdown_ = countdown;
-    random_.seed(seed);
-  }
-  bool has_struck() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return countdown_ == 0;
-  }
-  // Files that lost bytes, in all losses so far.
-  int num_torn() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return num_torn_;
-  }
-
- private:
-  struct Sizes {
-    uint64_t appended_bytes = 0;
-    uint64_t synced_bytes = 0;
-  };
-
-  // Under mutex_.
-  void Strike() {
-    fs::create_directory(copy_);
-    for (const fs::directory_entry& entry : fs::directory_iterator(directory_)) {
-      std::string bytes = ReadFile(entry.path());
-      if (const auto found = sizes_.find(entry.path()); found != sizes_.end()) {
-        const Sizes& sizes = *found->second;
-        const uint64_t unsynced_bytes = sizes.appended_bytes - sizes.synced_bytes;
-        const uint64_t kept_bytes = random_() % 2 == 0 ? 0 : random_() % (unsynced_bytes + 1);
-        bytes.resize(sizes.synced_bytes + kept_bytes);
-        num_torn_ += kept_bytes < unsynced_bytes ? 1 : 0;
-      }
-      std::ofstream(fs::path(copy_) / entry.path().filename(), std::ios::binary) << bytes;
-    }
-  }
-
-  class File : public rocksdb::FSWritableFileOwnerWrapper {
-   public:
-    File(std::unique_ptr<rocksdb::FSWritableFile> file, TrackingFileSystem* system,
-         std::shared_ptr<Sizes> sizes)
-        : FSWritableFileOwnerWrapper(std::move(file)), system_(system), sizes_(std::move(sizes)) {}
-
-    IOStatus Append(const rocksdb::Slice& data, const IOOptions& options,
-                    IODebugContext* context) override {
-      const std::lock_guard<std::mutex> lock(system_->mutex_);
-      return Appended(FSWritableFileOwnerWrapper::Append(data, options, context), data);
-    }
-    IOStatus Append(const rocksdb::Slice& data, const IOOptions& options,
-                    const rocksdb::DataVerificationInfo& info, IODebugContext* context) override {
-      const std::lock_guard<std::mutex> lock(system_->mutex_);
-      return Appended(FSWritableFileOwnerWrapper::Append(data, options, info, context), data);
-    }
-    IOStatus Sync(const IOOptions& options, IODebugContext* context) override {
-      return Synced(FSWritableFileOwnerWrapper::Sync(options, context));
-    }
-    IOStatus Fsync(const IOOptions& options, IODebugContext* context) override {
-      return Synced(FSWritableFileOwnerWrapper::Fsync(options, context));
-    }
-
-   private:
-    IOStatus Appended(IOStatus status, const rocksdb::Slice& data) {
-      if (status.ok()) sizes_->appended_bytes += data.size();
-      if (system_->countdown_ > 0 && --system_->countdown_ == 0) system_->Strike();
-      return status;
-    }
-    IOStatus Synced(IOStatus status) {
-      const std::lock_guard<std::mutex> lock(system_->mutex_);
-      if (status.ok()) sizes_->synced_bytes = sizes_->appended_bytes;
-      return status;
-    }
-
-    TrackingFileSystem* const system_;
-    const std::shared_ptr<Sizes> sizes_;
-  };
-
-  std::mutex mutex_;
-  std::map<std::string, std::shared_ptr<Sizes>> sizes_;
-  std::string directory_, copy_;
-  int countdown_ = 0;
-  int num_torn_ = 0;
-  std::mt19937_64 random_;
+struct Operation {
+  enum class Kind { kSave, kSaveExpiring, kDelete, kSweep, kCompact, kReopen };
+  Kind kind;
+  uint64_t number = 0;  // of the state
 };
+
+// What a loss left, and when it came: `num_acknowledged` operations were, the next one was not.
+struct Loss {
+  std::string copy;
+  size_t num_acknowledged;
+  absl::Time now;
+};
+
+// What is sure after the operations so far.
+struct Books {
+  std::map<uint64_t, absl::Time> alive;  // when each expires
+  uint64_t head = 0;
+
+  void Take(const Operation& operation, absl::Time created) {
+    if (operation.kind == Operation::Kind::kSave) {
+      alive[operation.number] = absl::InfiniteFuture();
+      head = operation.number;
+    } else if (operation.kind == Operation::Kind::kSaveExpiring) {
+      alive[operation.number] = created + kLifetime;
+    } else if (operation.kind == Operation::Kind::kDelete) {
+      alive.erase(operation.number);
+    }
+  }
+};
+
+// In memory where that is possible: thousands of small directories.
+std::string NewDirectory() {
+  const fs::path base = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : fs::temp_directory_path();
+  std::string path = (base / "vivarium_power_XXXXXX").string();
+  if (mkdtemp(path.data()) == nullptr) std::abort();
+  return path;
+}
+
+RocksDbOptions LossyOptions() {
+  RocksDbOptions options = SmallOptions();
+  options.chunk_bytes = kMixedChunkBytes;
+  options.write_buffer_bytes = 64 << 10;  // flushes on the way
+  options.min_file_bytes = kMixedFileBytes;
+  return options;
+}
 
 class PowerLoss {
  public:
-  explicit PowerLoss(uint64_t seed) : random_(seed) {}
+  explicit PowerLoss(uint64_t seed) : random_(seed) {
+    options_.env = env_.get();
+    Open();
+  }
+  ~PowerLoss() {
+    store_.reset();
+    std::error_code error;
+    fs::remove_all(directory_, error);
+  }
 
-  // Saves and deletes until the power goes, in the middle of something; checks what is left.
-  void LoseAndCheck() {
-    const TemporaryDirectory parent;
-    const std::string copy = parent.Sub("copy");
-    system_->Arm(harness_.directory(), copy, static_cast<int>(1 + random_() % 200), random_());
-    uint64_t saving = 0;
-    uint64_t deleting = 0;
-    uint64_t head_before = head_;
-    while (!system_->has_struck()) {
-      saving = deleting = 0;
-      head_before = head_;
-      Step(&saving, &deleting);
-      ASSERT_FALSE(::testing::Test::HasFailure());
+  // A power loss, with the store going on, whenever `strikes` says so.
+  void Arm(LossyFileSystem::Strikes strikes) {
+    system_->Arm(
+        std::move(strikes),
+        [this] {
+          losses_.push_back({absl::StrCat(directory_, "/copy", losses_.size()),
+                             num_acknowledged_.load(), clock_.Now()});
+          return losses_.back().copy;
+        },
+        random_());
+  }
+
+  void Do(size_t num_operations) {
+    for (size_t i = 0; i < num_operations && !::testing::Test::HasFailure(); ++i) {
+      operations_.push_back(NextOperation());
+      created_.push_back(clock_.Now());
+      Do(operations_.back());
+      ++num_acknowledged_;
+      books_.Take(operations_.back(), created_.back());
     }
-    auto store = OpenRocksDbStore(copy, SmallOptions(), harness_.clock().AsClock(), nullptr);
+  }
+  size_t num_losses() const { return losses_.size(); }
+  LossyFileSystem::Losses kinds() const { return system_->losses(); }
+
+  // Looks at what each loss left.
+  void CheckAll() {
+    system_->Arm(nullptr, nullptr, 0);
+    store_.reset();
+    for (const Loss& loss : losses_) {
+      SCOPED_TRACE(absl::StrCat(loss.copy, " after ", loss.num_acknowledged, " operations"));
+      Check(loss);
+      if (::testing::Test::HasFailure()) return;
+      fs::remove_all(loss.copy);
+    }
+  }
+
+ private:
+  using Kind = Operation::Kind;
+
+  void Open() {
+    auto opened = OpenRocksDbStore(directory_ + "/store", options_, clock_.AsClock(), nullptr);
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    store_ = *std::move(opened);
+  }
+
+  Operation NextOperation() {
+    const uint64_t choice = random_() % 100;
+    if (choice < 1) return {Kind::kReopen};
+    if (choice < 3) return {Kind::kCompact};
+    if (choice < 8) return {Kind::kSweep};
+    if (choice < 40) {
+      // Any but the head.
+      for (const auto& [number, expires] : books_.alive) {
+        if (number != books_.head && expires > clock_.Now() && random_() % 3 == 0) {
+          return {Kind::kDelete, number};
+        }
+      }
+    }
+    return {choice < 55 ? Kind::kSaveExpiring : Kind::kSave, next_number_++};
+  }
+
+  void Do(const Operation& operation) {
+    absl::Status status;
+    switch (operation.kind) {
+      case Kind::kSave:
+      case Kind::kSaveExpiring:
+        status = Save(operation);
+        break;
+      case Kind::kDelete:
+        status = store_->DeleteState(kTenant, SampleId(operation.number));
+        break;
+      case Kind::kSweep:
+        clock_.Advance(kLifetime / 2);
+        status = store_->Sweep(clock_.Now());
+        break;
+      case Kind::kCompact:
+        status = store_->Compact();
+        break;
+      case Kind::kReopen:
+        store_.reset();
+        Open();
+    }
+    ASSERT_TRUE(status.ok()) << status;
+  }
+
+  absl::Status Save(const Operation& operation) {
+    SavedState state = MixedSampleState(operation.number);
+    if (operation.kind == Kind::kSaveExpiring) state.manifest.expires = clock_.Now() + kLifetime;
+    Commit commit = CommitOf(state);
+    if (operation.kind == Kind::kSave) {
+      commit.head_move = Commit::HeadMove{"s", state.manifest.id, "*"};
+    }
+    return store_->Apply(commit);
+  }
+
+  void Check(const Loss& loss) {
+    Books books;
+    for (size_t i = 0; i < loss.num_acknowledged; ++i) books.Take(operations_[i], created_[i]);
+    Books after = books;
+    const bool was_busy = loss.num_acknowledged < operations_.size();
+    if (was_busy) after.Take(operations_[loss.num_acknowledged], created_[loss.num_acknowledged]);
+    RocksDbOptions options = LossyOptions();
+    auto store = OpenRocksDbStore(
+        loss.copy, options, [&loss] { return loss.now; }, nullptr);
     ASSERT_TRUE(store.ok()) << store.status();
-    // The last operation was not acknowledged when the power went: it is there whole, or not.
-    uint64_t num_states = 0;
-    for (uint64_t number = 1; number < next_; ++number) {
-      const bool may_be = alive_.contains(number) || number == deleting;
-      const bool must_be = alive_.contains(number) && number != saving;
+    std::set<uint64_t> there;
+    for (uint64_t number = 1; number < next_number_; ++number) {
       const absl::StatusOr<SavedState> found = (*store)->Load(kTenant, SampleId(number));
       ASSERT_TRUE(found.ok() || absl::IsNotFound(found.status())) << found.status();
-      ASSERT_TRUE(found.ok() || !must_be) << "lost: " << number;
-      ASSERT_TRUE(!found.ok() || may_be) << "came back: " << number;
+      const bool before = IsAlive(books, number, loss.now);
+      const bool then = IsAlive(after, number, loss.now);
+      ASSERT_TRUE(found.ok() || !before || !then) << "lost: " << number;
+      ASSERT_TRUE(!found.ok() || before || then) << "came back: " << number;
       if (!found.ok()) continue;
-      ++num_states;
-      SavedState expected = SampleState(SampleId(number), number);
-      expected.manifest.session = "s";
+      there.insert(number);
+      SavedState expected = MixedSampleState(number);
+      expected.manifest.expires = (before ? books : after).alive.at(number);
       ExpectSameState(*found, expected);
     }
-    EXPECT_EQ((*store)->Stats()->num_states, num_states);
-    const bool moved = saving != 0 && (*store)->Load(kTenant, SampleId(saving)).ok();
-    const uint64_t head = saving == 0 || moved ? head_ : head_before;
-    const absl::StatusOr<Session> session = (*store)->GetSession(kTenant, "s");
-    ASSERT_EQ(session.ok(), head != 0);
+    CheckHead(**store, there.contains(after.head) ? after.head : books.head);
+    // Expired ones that a sweep had dropped may have come back as such: the next one drops them.
+    ASSERT_TRUE((*store)->Sweep(loss.now).ok());
+    EXPECT_EQ((*store)->Stats()->num_states, there.size());
+    store->reset();
+    if (random_() % 4 == 0) CheckNoOrphans(loss.copy, there);
+  }
+
+  static bool IsAlive(const Books& books, uint64_t number, absl::Time now) {
+    const auto found = books.alive.find(number);
+    return found != books.alive.end() && found->second > now;
+  }
+
+  static void CheckHead(StateStore& store, uint64_t head) {
+    const absl::StatusOr<Session> session = store.GetSession(kTenant, "s");
+    ASSERT_EQ(session.ok(), head != 0) << session.status();
     if (head != 0) {
       EXPECT_EQ(session->head, SampleId(head));
     }
   }
 
-  int num_torn() { return system_->num_torn(); }
-
- private:
-  void Step(uint64_t* saving, uint64_t* deleting) {
-    if (alive_.size() < 2 || random_() % 4 != 0) {
-      *saving = next_++;
-      harness_.Save(*saving, "", "s");
-      alive_.insert(*saving);
-      head_ = *saving;
-      return;
+  static void CheckNoOrphans(const std::string& directory, const std::set<uint64_t>& there) {
+    std::set<std::string> alive;
+    for (const uint64_t number : there) alive.insert(SampleId(number));
+    RawRocksDb raw(directory);
+    for (const std::string& key : raw.Keys("", true)) {
+      ASSERT_TRUE(alive.contains(key.substr(sizeof(kTenant), 29))) << "an orphan of " << key;
     }
-    *deleting = *alive_.begin();  // not the head, which is the last
-    ASSERT_TRUE(harness_.store().DeleteState(kTenant, SampleId(*deleting)).ok());
-    alive_.erase(*deleting);
-  }
-
-  RocksDbOptions Options() {
-    RocksDbOptions options = SmallOptions();
-    options.write_buffer_bytes = 64 << 10;  // flushes on the way
-    options.env = env_.get();
-    return options;
+    EXPECT_TRUE(raw.Keys("p/", false).empty()) << "an intent is left";
+    for (const auto& entry : fs::directory_iterator(directory)) {
+      EXPECT_NE(entry.path().extension(), ".chunks") << entry.path();
+    }
   }
 
   std::mt19937_64 random_;
-  std::shared_ptr<TrackingFileSystem> system_ =
-      std::make_shared<TrackingFileSystem>(rocksdb::FileSystem::Default());
+  const std::string directory_ = NewDirectory();
+  FakeClock clock_;
+  std::shared_ptr<LossyFileSystem> system_ =
+      std::make_shared<LossyFileSystem>(rocksdb::FileSystem::Default());
   std::unique_ptr<rocksdb::Env> env_ = rocksdb::NewCompositeEnv(system_);
-  StoreHarness harness_{StoreKind::kRocksDb, Options()};
-  uint64_t next_ = 1;
-  uint64_t head_ = 0;
-  std::set<uint64_t> alive_;
+  RocksDbOptions options_ = LossyOptions();
+  std::unique_ptr<StateStore> store_;
+  uint64_t next_number_ = 1;
+  std::vector<Operation> operations_;
+  std::vector<absl::Time> created_;  // by operation
+  std::atomic<size_t> num_acknowledged_{0};
+  Books books_;
+  std::vector<Loss> losses_;
 };
 
 TEST(PowerLoss, NothingAcknowledgedIsLost) {
   const char* wanted = std::getenv("VIVARIUM_POWER_LOSSES");
-  const int num_losses = wanted != nullptr ? std::atoi(wanted) : 100;
+  const int num_losses = wanted != nullptr ? std::atoi(wanted) : 300;
   constexpr int kLossesPerStore = 10;
   std::mt19937_64 random(3);
-  int num_torn = 0;
+  LossyFileSystem::Losses kinds;
   for (int begin = 0; begin < num_losses; begin += kLossesPerStore) {
     PowerLoss store(random());
-    for (int loss = begin; loss < std::min(begin + kLossesPerStore, num_losses); ++loss) {
-      store.LoseAndCheck();
-      ASSERT_FALSE(HasFailure()) << "loss " << loss;
-    }
-    num_torn += store.num_torn();
+    const auto wanted_here = static_cast<size_t>(std::min(kLossesPerStore, num_losses - begin));
+    auto chance = std::make_shared<std::mt19937_64>(random());
+    store.Arm([&store, chance, wanted_here](const Moment& moment) {
+      // More often where much is about to be synced: a file of chunks, a flush.
+      const bool is_large = moment.kind == Moment::Kind::kBeforeSync &&
+                            (moment.file_kind == "chunks" || moment.file_kind == "blob");
+      return store.num_losses() < wanted_here && (*chance)() % (is_large ? 6 : 60) == 0;
+    });
+    while (store.num_losses() < wanted_here && !HasFailure()) store.Do(1);
+    store.CheckAll();
+    ASSERT_FALSE(HasFailure()) << "losses from " << begin;
+    const LossyFileSystem::Losses here = store.kinds();
+    kinds.num_dropped += here.num_dropped;
+    kinds.num_torn += here.num_torn;
+    kinds.num_reordered += here.num_reordered;
+    kinds.num_lost_names += here.num_lost_names;
   }
-  EXPECT_GT(num_torn, num_losses / 4);  // the losses did lose something
+  std::cout << num_losses << " losses: " << kinds.num_dropped << " files dropped, "
+            << kinds.num_torn << " torn, " << kinds.num_reordered << " reordered; names lost in "
+            << kinds.num_lost_names << "\n";
+  // The losses did lose something, of each kind.
+  EXPECT_GT(kinds.num_dropped, num_losses / 20);
+  EXPECT_GT(kinds.num_torn, num_losses / 20);
+  EXPECT_GT(kinds.num_reordered, num_losses / 100);
+  EXPECT_GT(kinds.num_lost_names, num_losses / 20);
+}
+
+TEST(PowerLoss, BeforeAndAfterEverySync) {
+  PowerLoss store(5);
+  // Of each kind of file: syncs, and losses before and after them.
+  std::map<std::string, int> before, after;
+  store.Arm([&](const Moment& moment) {
+    if (moment.kind == Moment::Kind::kBeforeSync) ++before[moment.file_kind];
+    if (moment.kind == Moment::Kind::kAfterSync) ++after[moment.file_kind];
+    return moment.kind == Moment::Kind::kBeforeSync || moment.kind == Moment::Kind::kAfterSync;
+  });
+  store.Do(70);
+  const size_t num_losses = store.num_losses();
+  store.CheckAll();
+  size_t num_syncs = 0;
+  for (const auto& [kind, count] : before) {
+    std::cout << count << " syncs of " << kind << "\n";
+    EXPECT_EQ(after[kind], count) << kind;
+    num_syncs += static_cast<size_t>(count);
+  }
+  EXPECT_EQ(num_losses, 2 * num_syncs);
+  // Every kind of file that the store syncs was among them.
+  for (const char* kind : {"log", "sst", "blob", "MANIFEST", "dbtmp", "chunks", "directory"}) {
+    EXPECT_GT(before[kind], 0) << kind;
+  }
 }
 
 }  // namespace

@@ -45,10 +45,10 @@ StateId SampleId(uint64_t number) {
   return "st_" + ulid;
 }
 
-StateLayout SampleLayout() {
+StateLayout SampleLayout(int num_layers) {
   StateLayout layout;
   uint64_t offset_bytes = 0;
-  for (int layer = 0; layer < 2; ++layer) {
+  for (int layer = 0; layer < num_layers; ++layer) {
     layout.parts.push_back({absl::StrCat("layers.", layer, ".conv"),
                             kernels::DType::kF32,
                             {3, 5},
@@ -66,13 +66,13 @@ StateLayout SampleLayout() {
   return layout;
 }
 
-StateManifest SampleManifest(const StateId& id, uint64_t seed) {
+StateManifest SampleManifest(const StateId& id, uint64_t seed, int num_layers) {
   std::mt19937_64 random(seed);
   StateManifest manifest;
   manifest.id = id;
   manifest.tenant = kTenant;
   manifest.identity = {"fp-0123456789abcdef", "tok-fedcba", "cpu/avx2/f32/1"};
-  manifest.layout = SampleLayout();
+  manifest.layout = SampleLayout(num_layers);
   manifest.position = random() % 100'000;
   manifest.pending_token = static_cast<int32_t>(random() % 50'000);
   manifest.sampling.temperature = 0.7f;
@@ -99,11 +99,16 @@ engine::StateBuffer SampleSlot(const StateLayout& layout, uint64_t seed) {
   return slot;
 }
 
-SavedState SampleState(const StateId& id, uint64_t seed) {
+SavedState SampleState(const StateId& id, uint64_t seed, int num_layers) {
   SavedState state;
-  state.manifest = SampleManifest(id, seed);
+  state.manifest = SampleManifest(id, seed, num_layers);
   state.slot = SampleSlot(state.manifest.layout, seed);
   return state;
+}
+
+SavedState MixedSampleState(uint64_t number) {
+  static constexpr int kLayers[] = {32, 16, kSampleLayers};
+  return SampleState(SampleId(number), number, kLayers[number % 3]);
 }
 
 Commit CommitOf(const SavedState& state) {

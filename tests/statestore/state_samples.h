@@ -45,17 +45,25 @@ class TemporaryDirectory {
 // "st_..." number `number`: ids ascend with the number.
 StateId SampleId(uint64_t number);
 
-// Two layers of conv [3, 5], with padding, and ssm [2, 4, 16]: 1,152 bytes.
-engine::StateLayout SampleLayout();
+// Layers of conv [3, 5], with padding, and ssm [2, 4, 16]: 576 bytes each.
+inline constexpr int kSampleLayers = 2;
+engine::StateLayout SampleLayout(int num_layers = kSampleLayers);
 
 // A manifest with every field set, different for every seed.
-StateManifest SampleManifest(const StateId& id, uint64_t seed);
+StateManifest SampleManifest(const StateId& id, uint64_t seed, int num_layers = kSampleLayers);
 
 // Finite values in every part, zeros between; different for every seed.
 engine::StateBuffer SampleSlot(const engine::StateLayout& layout, uint64_t seed);
 
 // SampleManifest and SampleSlot together.
-SavedState SampleState(const StateId& id, uint64_t seed);
+SavedState SampleState(const StateId& id, uint64_t seed, int num_layers = kSampleLayers);
+
+// State number `number` of tests that write every kind: with these two options a third of them,
+// 18,432 bytes, get a file of their own, a third, 9,216 bytes, have chunks that go to blob files, and
+// the others, 1,152 bytes, one that doesn't.
+inline constexpr uint64_t kMixedFileBytes = 12'000;
+inline constexpr uint32_t kMixedChunkBytes = 4096;
+SavedState MixedSampleState(uint64_t number);
 
 // What a commit of that one state is; borrows it.
 Commit CommitOf(const SavedState& state);
