@@ -48,6 +48,58 @@ class Declarer {
   std::string group_;
 };
 
+void DeclareScheduling(Declarer& add, server::ServerOptions& options) {
+  add.Group("Scheduling");
+  add.NumberOrAuto("--max-slots", options.max_slots, engine::kAutoSlots,
+                   "States on the device at once; auto: what a GPU's memory holds, 64 on a CPU");
+  add.Number("--max-live-streams", options.max_live_streams, "Streams that share them in turns");
+  add.Number("--max-queued-streams", options.max_queued_streams,
+             "Streams that wait; more are refused");
+  add.Number("--max-queued-tokens", options.max_queued_tokens, "Prompt tokens that wait; likewise");
+  add.Number("--max-queue-seconds", options.max_queue_seconds,
+             "Streams that would wait longer are refused; 0 = no such bound");
+  add.Number("--max-num-batched-tokens", options.max_num_batched_tokens, "Tokens of one step");
+  add.Number("--prefill-chunk", options.prefill_chunk, "Prompt tokens of one stream in one step");
+  add.Number("--prefill-beside-decode", options.prefill_beside_decode,
+             "Prompt tokens of one step while others generate");
+  add.Number("--time-slice-tokens", options.time_slice_tokens, "Tokens before a stream gives way");
+  add.Group("Limits");
+  add.Number("--default-max-tokens", options.default_max_tokens,
+             "Where a request names no --max-tokens");
+  add.Number("--max-tokens", options.max_tokens, "That a request may ask for");
+  add.Number("--max-prompt-tokens", options.max_prompt_tokens, "In one request");
+  add.Number("--max-connection-age-seconds", options.max_connection_age_seconds,
+             "Older connections are closed once their calls end; 0 = never");
+}
+
+void DeclareStates(Declarer& add, server::ServerOptions& options) {
+  add.Group("States");
+  add.Text("--chat-format", options.chat_format, "Format of chats; default: the model's", "NAME");
+  add.Number("--default-ttl-seconds", options.default_ttl_seconds, "Of states; 0 = for ever");
+  add.Number("--snapshot-every", options.snapshot_every,
+             "Streams that save their end also save every so many tokens; 0 = no");
+  add.Number("--snapshot-keep", options.snapshot_keep,
+             "Of those the newest that are kept; further back ever fewer");
+  add.Text("--codec", options.codec, "How states are stored: raw, zstd, or bf16 (rounds)", "CODEC");
+  add.Text("--prefix-reuse", options.prefix_reuse,
+           "on or off: go on from stored states that begin as a prompt does", "ON|OFF");
+  add.Number("--prefix-max-states", options.prefix_max_states,
+             "Stored by the server itself where prompts part; 0 = none");
+  add.Number("--prefix-ttl-seconds", options.prefix_ttl_seconds,
+             "Of these, from their last use; 0 = for ever");
+  add.Number("--state-cache-bytes", options.state_cache_bytes,
+             "Host memory for the states used last; 0 = none");
+  add.Number("--scrub-bytes-per-second", options.scrub_bytes_per_second,
+             "Stored states are read again that fast, to find damage; 0 = never");
+  add.Number("--disk-reserve-bytes", options.disk_reserve_bytes,
+             "Below so much free disk nothing is saved, until there is space");
+  add.Number("--quota-states", options.quota_states, "States that may be stored; 0 = no limit");
+  add.Number("--quota-bytes", options.quota_bytes, "Bytes that they may take; 0 = no limit");
+  add.Number("--sweep-seconds", options.sweep_seconds, "Between looks for expired states");
+  add.Number("--request-ttl-seconds", options.request_ttl_seconds,
+             "That a request id is remembered");
+}
+
 }  // namespace
 
 void ServeFlags::Declare(CLI::App* app) {
@@ -73,49 +125,8 @@ void ServeFlags::Declare(CLI::App* app) {
   add.Flag("--deterministic", o.deterministic,
            "On CUDA: bits that don't depend on other streams, as always on the CPU");
   add.Number("--threads", o.threads, "CPU threads; 0 = one per core");
-  add.Group("Scheduling");
-  add.NumberOrAuto("--max-slots", o.max_slots, engine::kAutoSlots,
-                   "States on the device at once; auto: what a GPU's memory holds, 64 on a CPU");
-  add.Number("--max-live-streams", o.max_live_streams, "Streams that share them in turns");
-  add.Number("--max-queued-streams", o.max_queued_streams, "Streams that wait; more are refused");
-  add.Number("--max-queued-tokens", o.max_queued_tokens, "Prompt tokens that wait; likewise");
-  add.Number("--max-queue-seconds", o.max_queue_seconds,
-             "Streams that would wait longer are refused; 0 = no such bound");
-  add.Number("--max-num-batched-tokens", o.max_num_batched_tokens, "Tokens of one step");
-  add.Number("--prefill-chunk", o.prefill_chunk, "Prompt tokens of one stream in one step");
-  add.Number("--prefill-beside-decode", o.prefill_beside_decode,
-             "Prompt tokens of one step while others generate");
-  add.Number("--time-slice-tokens", o.time_slice_tokens, "Tokens before a stream gives way");
-  add.Group("Limits");
-  add.Number("--default-max-tokens", o.default_max_tokens, "Where a request names no --max-tokens");
-  add.Number("--max-tokens", o.max_tokens, "That a request may ask for");
-  add.Number("--max-prompt-tokens", o.max_prompt_tokens, "In one request");
-  add.Number("--max-connection-age-seconds", o.max_connection_age_seconds,
-             "Older connections are closed once their calls end; 0 = never");
-  add.Group("States");
-  add.Text("--chat-format", o.chat_format, "Format of chats; default: the model's", "NAME");
-  add.Number("--default-ttl-seconds", o.default_ttl_seconds, "Of states; 0 = for ever");
-  add.Number("--snapshot-every", o.snapshot_every,
-             "Streams that save their end also save every so many tokens; 0 = no");
-  add.Number("--snapshot-keep", o.snapshot_keep,
-             "Of those the newest that are kept; further back ever fewer");
-  add.Text("--codec", o.codec, "How states are stored: raw, zstd, or bf16 (rounds)", "CODEC");
-  add.Text("--prefix-reuse", o.prefix_reuse,
-           "on or off: go on from stored states that begin as a prompt does", "ON|OFF");
-  add.Number("--prefix-max-states", o.prefix_max_states,
-             "Stored by the server itself where prompts part; 0 = none");
-  add.Number("--prefix-ttl-seconds", o.prefix_ttl_seconds,
-             "Of these, from their last use; 0 = for ever");
-  add.Number("--state-cache-bytes", o.state_cache_bytes,
-             "Host memory for the states used last; 0 = none");
-  add.Number("--scrub-bytes-per-second", o.scrub_bytes_per_second,
-             "Stored states are read again that fast, to find damage; 0 = never");
-  add.Number("--disk-reserve-bytes", o.disk_reserve_bytes,
-             "Below so much free disk nothing is saved, until there is space");
-  add.Number("--quota-states", o.quota_states, "States that may be stored; 0 = no limit");
-  add.Number("--quota-bytes", o.quota_bytes, "Bytes that they may take; 0 = no limit");
-  add.Number("--sweep-seconds", o.sweep_seconds, "Between looks for expired states");
-  add.Number("--request-ttl-seconds", o.request_ttl_seconds, "That a request id is remembered");
+  DeclareScheduling(add, o);
+  DeclareStates(add, o);
   add.Group("Running");
   add.Number("--drain-seconds", o.drain_seconds, "For streams to finish after SIGTERM");
   add.Number("--io-threads", o.io_threads, "Threads that wait for the store");
