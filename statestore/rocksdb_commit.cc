@@ -244,7 +244,7 @@ absl::StatusOr<bool> RocksDbStore::WriteChunkFiles(const Commit& commit,
   if (intents_writer.joinable()) intents_writer.join();
   if (status.ok()) status = intents_status;
   if (!status.ok()) return status;
-  const absl::StatusOr<bool> taken = database_->TakeChunkFiles(files);
+  absl::StatusOr<bool> taken = database_->TakeChunkFiles(files);
   if (!taken.ok() || !*taken) return taken;
   for (const Commit::NewState& state : commit.states) {
     if (status.ok() && HasFileOfItsOwn(state)) status = CheckTaken(state);

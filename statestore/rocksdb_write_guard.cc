@@ -186,4 +186,14 @@ IOStatus WriteGuard::RenameFile(const std::string& from, const std::string& to,
   return Wrote(FileSystemWrapper::RenameFile(from, to, options, context));
 }
 
+// RocksDB 7.8 removes a file that it took when it could not sync MANIFEST, which may name it all the
+// same: then the store could not be opened again. Opening removes what nobody names.
+IOStatus WriteGuard::DeleteFile(const std::string& name, const IOOptions& options,
+                                IODebugContext* context) {
+  if (IsOurs(name) && absl::EndsWith(name, ".sst") && health() != Health::kGood) {
+    return IOStatus::IOError(name + " is kept: a write has failed, and nobody knows who names it");
+  }
+  return FileSystemWrapper::DeleteFile(name, options, context);
+}
+
 }  // namespace vivarium::statestore
