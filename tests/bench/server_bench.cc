@@ -22,7 +22,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -31,10 +30,9 @@
 #include <utility>
 #include <vector>
 
-#include "tests/support/mamba_files.h"
+#include "tests/bench/mamba_130m.h"
 #include "tests/support/server_process.h"
 #include "tests/support/temp_dir.h"
-#include "tests/support/test_environment.h"
 #include "vivarium/v1/generation.grpc.pb.h"
 #include "vivarium/v1/server.grpc.pb.h"
 
@@ -238,25 +236,6 @@ void PrintRow(const std::string& what, const nlohmann::ordered_json& row) {
       at("ttft_ms", "p99"), at("itl_ms", "p50"), at("itl_ms", "p99"), at("itl_ms", "p99.9"),
       at("itl_ms", "p99.9") / std::max(at("itl_ms", "p50"), 1e-9),
       row["merged_messages"].get<long>());
-}
-
-// The directory of a model of mamba-130m's shape with random weights, below `parent`.
-std::string WriteMamba130m(const std::string& parent) {
-  test::MambaSpec spec;
-  spec.num_layers = 24;
-  spec.d_model = 768;
-  spec.d_inner = 1536;
-  spec.d_state = 16;
-  spec.dt_rank = 48;
-  spec.vocab_size = 50280;
-  spec.stated_vocab_size = 50277;  // the tokenizer's: the rest is padding
-  spec.dtype = kernels::DType::kBF16;
-  const std::string directory = parent + "/mamba-130m-shape";
-  std::filesystem::create_directory(directory);
-  test::WriteMambaModel(spec, directory);
-  std::filesystem::copy(test::RootDir() + "/tests/data/tokenizer/neox/tokenizer.json",
-                        directory + "/tokenizer.json");
-  return directory;
 }
 
 int Run(const Options& options) {
