@@ -3,9 +3,12 @@
 // file.
 #pragma once
 
+#include <rocksdb/file_system.h>
 #include <rocksdb/options.h>
 #include <rocksdb/sst_file_writer.h>
 
+#include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -36,6 +39,13 @@ class ChunkFile {
   bool is_open_ = false;
   std::string value_;
 };
+
+// A chunk file opened for reading, with its first and its last `edge_bytes` in memory, read here
+// and now: enough for its first and last chunk and, behind them, its index. Reads of those never
+// fail. (RocksDB 7.8 aborts where, taking a file, it can't read its last chunk.)
+rocksdb::IOStatus OpenWithEdges(std::unique_ptr<rocksdb::FSRandomAccessFile> file,
+                                uint64_t file_bytes, size_t edge_bytes,
+                                std::unique_ptr<rocksdb::FSRandomAccessFile>* opened);
 
 // How the file for a state's chunks is called until the database has taken it.
 std::string ChunkFileName(std::string_view tenant, std::string_view state_id);

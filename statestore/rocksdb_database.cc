@@ -140,7 +140,7 @@ RocksDbDatabase::RocksDbDatabase(const std::string& directory, const RocksDbOpti
       events_(events),
       guard_(std::make_shared<WriteGuard>(
           options.env != nullptr ? options.env->GetFileSystem() : rocksdb::FileSystem::Default(),
-          directory)),
+          directory, options.chunk_bytes + kEnvelopeBytes)),
       env_(rocksdb::NewCompositeEnv(guard_)) {}
 
 absl::StatusOr<std::unique_ptr<RocksDbDatabase>> RocksDbDatabase::Open(

@@ -4,8 +4,14 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "statestore/rocksdb_chunk_file.h"
 
 namespace vivarium::statestore {
+
+namespace {
+// Of a chunk file's index and what else stands at its end: that of ten thousand chunks.
+constexpr size_t kIndexBytes = size_t{1} << 20;
+}  // namespace
 
 using rocksdb::IODebugContext;
 using rocksdb::IOOptions;
@@ -86,8 +92,9 @@ class WriteGuard::Directory final : public rocksdb::FSDirectoryWrapper {
   WriteGuard* const guard_;
 };
 
-WriteGuard::WriteGuard(const std::shared_ptr<rocksdb::FileSystem>& target, std::string directory)
-    : FileSystemWrapper(target), prefix_(std::move(directory)) {}
+WriteGuard::WriteGuard(const std::shared_ptr<rocksdb::FileSystem>& target, std::string directory,
+                       size_t chunk_bytes)
+    : FileSystemWrapper(target), prefix_(std::move(directory)), chunk_bytes_(chunk_bytes) {}
 
 WriteGuard::Health WriteGuard::health() const {
   absl::MutexLock lock(&mutex_);
@@ -186,8 +193,20 @@ IOStatus WriteGuard::RenameFile(const std::string& from, const std::string& to,
   return Wrote(FileSystemWrapper::RenameFile(from, to, options, context));
 }
 
-// RocksDB 7.8 removes a file that it took when it could not sync MANIFEST, which may name it all the
-// same: then the store could not be opened again. Opening removes what nobody names.
+IOStatus WriteGuard::NewRandomAccessFile(const std::string& name,
+                                         const rocksdb::FileOptions& options,
+                                         std::unique_ptr<rocksdb::FSRandomAccessFile>* file,
+                                         IODebugContext* context) {
+  IOStatus status = FileSystemWrapper::NewRandomAccessFile(name, options, file, context);
+  if (!status.ok() || !IsOurs(name) || !IsChunkFileName(name)) return status;
+  uint64_t file_bytes = 0;
+  status = FileSystemWrapper::GetFileSize(name, IOOptions(), &file_bytes, context);
+  if (!status.ok()) return status;
+  return OpenWithEdges(std::move(*file), file_bytes, chunk_bytes_ + kIndexBytes, file);
+}
+
+// RocksDB 7.8 removes a file that it took when it could not sync MANIFEST, which may name it all
+// the same: then the store could not be opened again. Opening removes what nobody names.
 IOStatus WriteGuard::DeleteFile(const std::string& name, const IOOptions& options,
                                 IODebugContext* context) {
   if (IsOurs(name) && absl::EndsWith(name, ".sst") && health() != Health::kGood) {

@@ -26,7 +26,9 @@ class WriteGuard final : public rocksdb::FileSystemWrapper {
     kBroken,
   };
 
-  WriteGuard(const std::shared_ptr<rocksdb::FileSystem>& target, std::string directory);
+  // `chunk_bytes`: of the store's chunks at most, as they lie in files.
+  WriteGuard(const std::shared_ptr<rocksdb::FileSystem>& target, std::string directory,
+             size_t chunk_bytes);
 
   const char* Name() const override { return "VivariumWriteGuard"; }
 
@@ -52,6 +54,10 @@ class WriteGuard final : public rocksdb::FileSystemWrapper {
   rocksdb::IOStatus RenameFile(const std::string& from, const std::string& to,
                                const rocksdb::IOOptions& options,
                                rocksdb::IODebugContext* context) override;
+  rocksdb::IOStatus NewRandomAccessFile(const std::string& name,
+                                        const rocksdb::FileOptions& options,
+                                        std::unique_ptr<rocksdb::FSRandomAccessFile>* file,
+                                        rocksdb::IODebugContext* context) override;
   rocksdb::IOStatus DeleteFile(const std::string& name, const rocksdb::IOOptions& options,
                                rocksdb::IODebugContext* context) override;
 
@@ -69,6 +75,7 @@ class WriteGuard final : public rocksdb::FileSystemWrapper {
                             std::unique_ptr<rocksdb::FSWritableFile>* file);
 
   const std::string prefix_;  // of the store's own files
+  const size_t chunk_bytes_;
   mutable absl::Mutex mutex_;
   Health health_ ABSL_GUARDED_BY(mutex_) = Health::kGood;
   std::string first_failure_ ABSL_GUARDED_BY(mutex_);
