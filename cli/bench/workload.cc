@@ -249,8 +249,9 @@ void Workload::ReuseTracePrefix(const TraceRow& row, CallSpec* spec) const {
 }
 
 bool Workload::IsToBeRetried(const CallResult& result) const {
-  return result.record.scenario == Scenario::kReconnected && result.record.code == kAbortedCode &&
-         result.spec.retries < kMaxRetries;
+  const Scenario scenario = result.record.scenario;
+  return (scenario == Scenario::kReconnected || scenario == Scenario::kThread) &&
+         result.record.code == kAbortedCode && result.spec.retries < kMaxRetries;
 }
 
 std::vector<CallSpec> Workload::Follow(const CallResult& result) {

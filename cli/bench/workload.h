@@ -61,8 +61,9 @@ class Workload {
 
   CallSpec Next();
   CallSpec OfTraceRow(size_t row);
-  // A reconnection that came while its session was still being saved: to be sent again shortly,
-  // under the same due time. At most kMaxRetries times.
+  // A reconnection, or the next turn of a thread whose last one was cut, that came while its
+  // session was still being saved: to be sent again shortly, under the same due time. At most
+  // kMaxRetries times.
   bool IsToBeRetried(const CallResult& result) const;
   // What follows at once from the end of a call: children of a fork, the rest of a cut stream.
   std::vector<CallSpec> Follow(const CallResult& result);
