@@ -29,6 +29,7 @@
 #include "tests/bench/device_peaks.h"
 #include "tests/bench/engine_snapshots.h"
 #include "tests/bench/random_checkpoint.h"
+#include "tests/bench/shape_spec.h"
 #include "tests/support/mamba_files.h"
 #include "tests/support/model_harness.h"
 #include "tests/support/temp_dir.h"
@@ -51,15 +52,10 @@ WeightFormat FormatOf(const BenchOptions& options) {
 }
 
 MambaSpec SpecOf(const StackShape& shape, bool quick) {
-  MambaSpec spec;
-  spec.num_layers = quick ? 2 : shape.num_layers;
-  spec.d_model = shape.d_model;
-  spec.d_inner = shape.d_inner;
-  spec.d_state = shape.d_state;
-  spec.d_conv = shape.conv_width;
-  spec.dt_rank = shape.dt_rank;
-  spec.vocab_size = quick ? std::min<int64_t>(shape.vocab_size, 1000) : shape.vocab_size;
-  spec.dtype = kernels::DType::kBF16;
+  MambaSpec spec = SpecOf(shape);
+  if (!quick) return spec;
+  spec.num_layers = 2;
+  spec.vocab_size = std::min<int64_t>(shape.vocab_size, 1000);
   return spec;
 }
 

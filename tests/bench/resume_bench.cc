@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "tests/bench/mamba_130m.h"
+#include "tests/bench/percentile.h"
 #include "tests/support/server_process.h"
 #include "tests/support/temp_dir.h"
 #include "vivarium/v1/generation.grpc.pb.h"
@@ -155,12 +156,6 @@ std::vector<double> Measure(const std::string& address, const Options& options,
     times_ms.push_back(answer.first_token_ms);
   }
   return times_ms;
-}
-
-double Percentile(std::vector<double> samples, double percent) {
-  std::sort(samples.begin(), samples.end());
-  const double rank = std::ceil(percent / 100.0 * static_cast<double>(samples.size()));
-  return samples[static_cast<size_t>(std::max(rank, 1.0)) - 1];
 }
 
 Json Row(const Thread& thread) {

@@ -19,7 +19,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -31,6 +30,7 @@
 #include <vector>
 
 #include "tests/bench/mamba_130m.h"
+#include "tests/bench/percentile.h"
 #include "tests/support/server_process.h"
 #include "tests/support/temp_dir.h"
 #include "vivarium/v1/generation.grpc.pb.h"
@@ -85,14 +85,6 @@ struct Samples {
     requests += other.requests;
   }
 };
-
-// `percent` of the samples are at or below it (nearest rank); 0 for none.
-double Percentile(std::vector<double> samples, double percent) {
-  if (samples.empty()) return 0.0;
-  std::sort(samples.begin(), samples.end());
-  const double rank = std::ceil(percent / 100.0 * static_cast<double>(samples.size()));
-  return samples[static_cast<size_t>(std::max(rank, 1.0)) - 1];
-}
 
 v1::GenerateRequest MakeRequest(uint64_t seed, int num_prompt_tokens, int num_output_tokens,
                                 int64_t vocab_size) {
