@@ -66,8 +66,8 @@ absl::StatusOr<engine::StateBuffer> RocksDbStore::ReadSlot(const StoredManifest&
   return std::move(first.status);
 }
 
-absl::StatusOr<SavedState> RocksDbStore::LoadVerified(const std::string& tenant,
-                                                      const StateId& id) {
+absl::StatusOr<SavedState> RocksDbStore::LoadFrom(LoadTier nearest, const std::string& tenant,
+                                                  const StateId& id) {
   absl::Status status = ValidateTenant(tenant);
   if (status.ok()) status = ValidateStateId(id);
   if (!status.ok()) return status;
@@ -75,28 +75,18 @@ absl::StatusOr<SavedState> RocksDbStore::LoadVerified(const std::string& tenant,
   const RocksDbSnapshot snapshot(database_->db());
   absl::StatusOr<StoredManifest> stored = ReadLive(tenant, id, snapshot.get(), ManifestPart::kAll);
   if (!stored.ok()) return stored.status();
+  const bool may_be_cached = nearest == LoadTier::kHost && cache_.keeps_anything();
+  const std::string key = CacheKey(tenant, id);
+  if (may_be_cached) {
+    absl::StatusOr<engine::StateBuffer> cached = cache_.Get(key, stored->chunks.checksums);
+    if (cached.ok()) {
+      return SavedState{std::move(stored->manifest), *std::move(cached), LoadTier::kHost};
+    }
+    if (absl::IsDataLoss(cached.status()) && events_ != nullptr) events_->OnFault(cached.status());
+  }
   absl::StatusOr<engine::StateBuffer> slot = ReadSlot(*stored, snapshot.get());
   if (!slot.ok()) return slot.status();
-  return SavedState{std::move(stored->manifest), *std::move(slot)};
-}
-
-absl::StatusOr<SavedState> RocksDbStore::LoadNearest(const std::string& tenant, const StateId& id) {
-  if (!cache_.keeps_anything()) return LoadVerified(tenant, id);
-  absl::Status status = ValidateTenant(tenant);
-  if (status.ok()) status = ValidateStateId(id);
-  if (!status.ok()) return status;
-  const RocksDbSnapshot snapshot(database_->db());
-  absl::StatusOr<StoredManifest> stored = ReadLive(tenant, id, snapshot.get(), ManifestPart::kAll);
-  if (!stored.ok()) return stored.status();
-  const std::string key = CacheKey(tenant, id);
-  absl::StatusOr<engine::StateBuffer> slot = cache_.Get(key, stored->chunks.checksums);
-  if (slot.ok()) {
-    return SavedState{std::move(stored->manifest), *std::move(slot), LoadTier::kHost};
-  }
-  if (absl::IsDataLoss(slot.status()) && events_ != nullptr) events_->OnFault(slot.status());
-  slot = ReadSlot(*stored, snapshot.get());
-  if (!slot.ok()) return slot.status();
-  if (cache_.Fits(slot->size())) {
+  if (may_be_cached && cache_.Fits(slot->size())) {
     cache_.Put(key, std::move(stored->chunks.checksums), CopyOf(*slot));
   }
   return SavedState{std::move(stored->manifest), *std::move(slot)};
@@ -104,7 +94,7 @@ absl::StatusOr<SavedState> RocksDbStore::LoadNearest(const std::string& tenant, 
 
 absl::StatusOr<SavedState> RocksDbStore::Load(const std::string& tenant, const StateId& id) {
   const absl::Time begin = absl::Now();
-  absl::StatusOr<SavedState> state = LoadNearest(tenant, id);
+  absl::StatusOr<SavedState> state = LoadFrom(LoadTier::kHost, tenant, id);
   if (events_ != nullptr) {
     events_->OnLoad(absl::Now() - begin, state.ok() ? state->manifest.stored_bytes : 0,
                     state.ok() ? state->tier : LoadTier::kDisk, state.status());
@@ -113,7 +103,7 @@ absl::StatusOr<SavedState> RocksDbStore::Load(const std::string& tenant, const S
 }
 
 absl::Status RocksDbStore::VerifyState(const std::string& tenant, const StateId& id) {
-  return LoadVerified(tenant, id).status();
+  return LoadFrom(LoadTier::kDisk, tenant, id).status();
 }
 
 }  // namespace vivarium::statestore

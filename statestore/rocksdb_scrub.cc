@@ -100,7 +100,7 @@ absl::Status RocksDbStore::ScrubStates(ScrubPass* pass) {
       if (!id.ok()) return id.status();
       if (id->empty()) return absl::OkStatus();
       last = *id;
-      absl::StatusOr<SavedState> state = LoadVerified(tenant, *id);
+      absl::StatusOr<SavedState> state = LoadFrom(LoadTier::kDisk, tenant, *id);
       if (absl::IsNotFound(state.status())) continue;  // dropped, or expired
       if (!state.ok() && !IsDamage(state.status())) return state.status();
       ++pass->report().num_states;

@@ -128,9 +128,9 @@ class RocksDbStore final : public StateStore {
                          const rocksdb::Snapshot* snapshot, engine::StateBuffer* slot);
   absl::StatusOr<engine::StateBuffer> ReadSlot(const StoredManifest& stored,
                                                const rocksdb::Snapshot* snapshot);
-  absl::StatusOr<SavedState> LoadVerified(const std::string& tenant, const StateId& id);
-  // From the cache or from disk.
-  absl::StatusOr<SavedState> LoadNearest(const std::string& tenant, const StateId& id);
+  // Verified; kHost: from the cache where it is there, kDisk: from disk, past the cache.
+  absl::StatusOr<SavedState> LoadFrom(LoadTier nearest, const std::string& tenant,
+                                      const StateId& id);
   // Of a durable commit.
   void CacheSaved(const Commit& commit, const std::vector<ChunkTable>& tables);
 
