@@ -16,32 +16,33 @@ std::string Seconds(absl::Duration duration) {
 }  // namespace
 
 absl::Status Admission::Check(absl::Time now, absl::Time deadline) const {
-  absl::Duration wait;
-  int64_t num_waiting = 0;
-  {
-    absl::MutexLock lock(&mutex_);
-    wait = ExpectedWaitLocked(now);
-    num_waiting = num_waiting_;
-  }
-  if (num_waiting >= limits_.max_waiting) {
+  absl::MutexLock lock(&mutex_);
+  return CheckLocked(now, deadline);
+}
+
+absl::Status Admission::Enter(absl::Time now, absl::Time deadline) {
+  absl::MutexLock lock(&mutex_);
+  if (absl::Status status = CheckLocked(now, deadline); !status.ok()) return status;
+  if (num_waiting_++ == 0) interval_began_ = now;
+  return absl::OkStatus();
+}
+
+absl::Status Admission::CheckLocked(absl::Time now, absl::Time deadline) const {
+  if (num_waiting_ >= limits_.max_waiting) {
     return BusyError("streams that wait", static_cast<size_t>(limits_.max_waiting));
   }
+  const absl::Duration wait = ExpectedWaitLocked(now);
   const bool is_too_late = now + wait > deadline;
   if (!is_too_late && wait <= limits_.max_wait) return absl::OkStatus();
   const absl::Duration bound = is_too_late ? deadline - now : limits_.max_wait;
   const absl::Duration delay = std::clamp(wait - bound, kMinRetryDelay, kMaxRetryDelay);
   return WithRetryDelay(
       WithReason(absl::ResourceExhaustedError(absl::StrCat(
-                     num_waiting, " streams wait: a new one would begin in about ", Seconds(wait),
+                     num_waiting_, " streams wait: a new one would begin in about ", Seconds(wait),
                      "; expected within ", is_too_late ? "its deadline, " : "", Seconds(bound))),
                  is_too_late ? "DEADLINE_TOO_SOON" : "WAIT_TOO_LONG",
                  {{"expected_wait", Seconds(wait)}}),
       delay);
-}
-
-void Admission::Enter(absl::Time now) {
-  absl::MutexLock lock(&mutex_);
-  if (num_waiting_++ == 0) interval_began_ = now;
 }
 
 void Admission::Leave(absl::Time now, bool has_begun) {

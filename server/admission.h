@@ -38,8 +38,9 @@ class Admission {
   // reason QUEUE_FULL (as many wait as may), WAIT_TOO_LONG, or DEADLINE_TOO_SOON where it would
   // begin after its deadline.
   absl::Status Check(absl::Time now, absl::Time deadline) const ABSL_LOCKS_EXCLUDED(mutex_);
-
-  void Enter(absl::Time now) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Check, and where that is OK the stream waits from now on: at once, so that streams that come
+  // together don't pass the bounds together.
+  absl::Status Enter(absl::Time now, absl::Time deadline) ABSL_LOCKS_EXCLUDED(mutex_);
   // It began, or ended before that.
   void Leave(absl::Time now, bool has_begun) ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -48,6 +49,8 @@ class Admission {
   absl::Duration ExpectedWait(absl::Time now) const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
+  absl::Status CheckLocked(absl::Time now, absl::Time deadline) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Duration ExpectedWaitLocked(absl::Time now) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const Limits limits_;

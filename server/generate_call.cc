@@ -72,12 +72,9 @@ absl::Status GenerateCall::Admit(const v1::GenerateRequest& request) {
   if (deadline != std::chrono::system_clock::time_point::max()) {
     params_.deadline = absl::FromChrono(deadline);
   }
-  if (absl::Status status = parts_->admission->Check(arrived_, params_.deadline); !status.ok()) {
-    return status;
-  }
-  is_waiting_ = true;
-  parts_->admission->Enter(arrived_);
-  return absl::OkStatus();
+  absl::Status status = parts_->admission->Enter(arrived_, params_.deadline);
+  is_waiting_ = status.ok();
+  return status;
 }
 
 void GenerateCall::StopWaiting(bool has_begun) {

@@ -73,6 +73,7 @@ class RunningServer final : public Server, private engine::EngineEvents {
                     log_->error("event=store_fault message=\"{}\"", status.ToString());
                   }),
         ids_(absl::Now),
+        admission_(AdmissionLimits(options)),
         executor_(std::make_unique<Executor>(options.io_threads, kMaxWaitingCalls)) {
     parts_.options = options;
     parts_.started = absl::Now();
@@ -121,7 +122,7 @@ class RunningServer final : public Server, private engine::EngineEvents {
   std::unique_ptr<PrefixReuse> prefixes_ = std::make_unique<PrefixReuse>(&parts_);
   // Work and writes that are left when the engine ends are still done: they come first.
   std::unique_ptr<WritePump> pump_ = std::make_unique<WritePump>();
-  std::unique_ptr<Admission> admission_;
+  Admission admission_;
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<engine::Engine> engine_;
   std::unique_ptr<GrpcPort> port_;
@@ -296,8 +297,7 @@ absl::Status RunningServer::OpenPorts() {
   parts_.sessions = sessions_.get();
   parts_.prefixes = prefixes_.get();
   parts_.ids = &ids_;
-  admission_ = std::make_unique<Admission>(AdmissionLimits(parts_.options));
-  parts_.admission = admission_.get();
+  parts_.admission = &admission_;
   parts_.executor = executor_.get();
   parts_.pump = pump_.get();
   parts_.metrics = &metrics_;

@@ -20,7 +20,9 @@ absl::Time At(double seconds) { return absl::UnixEpoch() + Seconds(seconds); }
 
 // Streams that wait, one beginning a second, from 0 on.
 void BeginOneASecond(Admission& admission, int num_begun, int num_left) {
-  for (int i = 0; i < num_begun + num_left; ++i) admission.Enter(At(0));
+  for (int i = 0; i < num_begun + num_left; ++i) {
+    EXPECT_TRUE(admission.Enter(At(0), absl::InfiniteFuture()).ok());
+  }
   for (int i = 1; i <= num_begun; ++i) admission.Leave(At(i), /*has_begun=*/true);
 }
 
@@ -61,7 +63,7 @@ TEST(AdmissionTest, WhenNobodyWaitsTimeDoesNotCount) {
   Admission admission({100, Seconds(5), 16});
   BeginOneASecond(admission, 10, 0);
   EXPECT_EQ(admission.ExpectedWait(At(1e6)), absl::ZeroDuration());
-  admission.Enter(At(1e6));  // long after
+  EXPECT_TRUE(admission.Enter(At(1e6), absl::InfiniteFuture()).ok());  // long after
   EXPECT_LT(admission.ExpectedWait(At(1e6)), Seconds(1));
   admission.Leave(At(1e6 + 1), true);
   EXPECT_EQ(admission.num_waiting(), 0);
@@ -76,10 +78,12 @@ TEST(AdmissionTest, OldIntervalsAreForgotten) {
 
 TEST(AdmissionTest, AsManyWaitAsMay) {
   Admission admission({2, Seconds(5), 16});
-  admission.Enter(At(0));
+  EXPECT_TRUE(admission.Enter(At(0), absl::InfiniteFuture()).ok());
   EXPECT_TRUE(admission.Check(At(0), absl::InfiniteFuture()).ok());
-  admission.Enter(At(0));
+  EXPECT_TRUE(admission.Enter(At(0), absl::InfiniteFuture()).ok());
   EXPECT_EQ(ReasonOf(admission.Check(At(0), absl::InfiniteFuture())), "QUEUE_FULL");
+  EXPECT_EQ(ReasonOf(admission.Enter(At(0), absl::InfiniteFuture())), "QUEUE_FULL");
+  EXPECT_EQ(admission.num_waiting(), 2);
 }
 
 class OverloadTest : public ServiceTest {
@@ -94,7 +98,10 @@ class OverloadTest : public ServiceTest {
 
 TEST_F(OverloadTest, WhatWouldWaitTooLongIsRefusedAndMayComeBack) {
   // One has begun every second, and five wait.
-  for (int i = 0; i < 15; ++i) admission_.Enter(absl::Now() - Seconds(10));
+  const absl::Time begin = absl::Now() - Seconds(10);
+  for (int i = 0; i < 15; ++i) {
+    ASSERT_TRUE(admission_.Enter(begin, absl::InfiniteFuture()).ok());
+  }
   for (int i = 9; i >= 0; --i) admission_.Leave(absl::Now() - Seconds(i), /*has_begun=*/true);
   const Answer refused = Generate(Request(1));
   EXPECT_EQ(refused.status.error_code(), StatusCode::RESOURCE_EXHAUSTED);
