@@ -59,8 +59,8 @@ engine::StateBuffer SampleSlot(const engine::StateLayout& layout, uint64_t seed)
 SavedState SampleState(const StateId& id, uint64_t seed, int num_layers = kSampleLayers);
 
 // State number `number` of tests that write every kind: with these two options a third of them,
-// 18,432 bytes, get a file of their own, a third, 9,216 bytes, have chunks that go to blob files, and
-// the others, 1,152 bytes, one that doesn't.
+// 18,432 bytes, get a file of their own, a third, 9,216 bytes, have chunks that go to blob files,
+// and the others, 1,152 bytes, one that doesn't.
 inline constexpr uint64_t kMixedFileBytes = 12'000;
 inline constexpr uint32_t kMixedChunkBytes = 4096;
 SavedState MixedSampleState(uint64_t number);
