@@ -346,8 +346,9 @@ void GenerateCall::OnToken(const engine::TokenEvent& event) {
 bool GenerateCall::HasSnapshotQuota() {
   if (snapshot_quota_.kept().num_states > 0) return true;
   auto quota = parts_->store->Reserve(DefaultTenant(), 1, parts_->model.layout, params_.save.codec);
-  if (quota.ok()) snapshot_quota_ = *std::move(quota);
-  return quota.ok();
+  if (!quota.ok()) return false;
+  snapshot_quota_ = *std::move(quota);
+  return true;
 }
 
 // One in flight: between the engine's question and the store's answer.

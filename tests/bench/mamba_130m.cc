@@ -11,7 +11,7 @@ namespace vivarium::bench {
 std::string WriteMamba130m(const std::string& parent) {
   test::MambaSpec spec = SpecOf(*FindShape("130m"));
   spec.stated_vocab_size = 50277;  // the tokenizer's: the rest is padding
-  const std::string directory = parent + "/mamba-130m-shape";
+  std::string directory = parent + "/mamba-130m-shape";
   std::filesystem::create_directory(directory);
   test::WriteMambaModel(spec, directory);
   std::filesystem::copy(test::RootDir() + "/tests/data/tokenizer/neox/tokenizer.json",
